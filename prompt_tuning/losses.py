@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cross entropy as T5X computes it: z-loss, label smoothing, normalisation by name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prompt_tuning.types import Array, Batch
+
+# What a loss may be divided by, beside a number or None (a plain sum over tokens).
+NORMALIZING_FACTORS = (
+    "NUM_REAL_TARGET_TOKENS",
+    "NUM_TOTAL_TARGET_TOKENS",
+    "AVERAGE_PER_SEQUENCE",
+)
+
+
+def cross_entropy(
+    logits: Array,  # [B, S, V] float32
+    targets: Array,  # [B, S]
+    *,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> tuple[Array, Array]:  # [B, S], [B, S]
+    r"""Cross entropy of every target token, with its z-loss, and the z-loss alone.
+
+    With :math:`\log Z` the logsumexp of the logits, the loss is
+    :math:`\log Z - \sum_v q_v x_v - H(q) + z \log^2 Z`, where q puts
+    ``1 - label_smoothing`` on the target and the rest evenly on the other ids; its
+    entropy H(q) is taken off so that a perfect prediction costs nothing.
+    """
+    vocab_size = logits.shape[-1]
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    loss = log_z - target
+    if label_smoothing:
+        confidence = 1.0 - label_smoothing
+        low = label_smoothing / (vocab_size - 1)
+        others = jnp.sum(logits, axis=-1) - target
+        loss = log_z - confidence * target - low * others
+        entropy = -(
+            confidence * np.log(confidence)
+            + (vocab_size - 1) * low * np.log(low + 1e-20)
+        )
+        loss = loss - entropy
+    z_term = z_loss * jnp.square(log_z)
+    return loss + z_term, z_term
+
+
+def weights_and_divisor(
+    batch: Batch, loss_normalizing_factor: str | float | None
+) -> tuple[Array, Array | float]:  # [B, S], scalar
+    """Weight of every target token, and what the weighted sum is divided by.
+
+    Args:
+      batch: uses ``decoder_loss_weights`` if there, else targets above 0 weigh 1.
+      loss_normalizing_factor: None sums over tokens; a number divides the sum; or one
+        of `NORMALIZING_FACTORS`, T5X's special values. ``AVERAGE_PER_SEQUENCE``
+        counts every packed segment as a sequence.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    targets = batch["decoder_target_tokens"]
+    weights = batch.get("decoder_loss_weights")
+    if weights is None:
+        weights = targets > 0
+    weights = weights.astype(jnp.float32)
+    if loss_normalizing_factor is None:
+        return weights, 1.0
+    if not isinstance(loss_normalizing_factor, str):
+        return weights, float(loss_normalizing_factor)
+    match loss_normalizing_factor.upper():
+        case "NUM_REAL_TARGET_TOKENS":
+            return weights, jnp.sum(weights)
+        case "NUM_TOTAL_TARGET_TOKENS":
+            return weights, float(np.prod(targets.shape))
+        case "AVERAGE_PER_SEQUENCE":
+            return _sequence_weights(weights, batch.get("decoder_segment_ids"))
+    raise ValueError(
+        f"loss_normalizing_factor={loss_normalizing_factor!r} is neither a number nor "
+        f"one of {', '.join(NORMALIZING_FACTORS)}"
+    )
+
+
+def _sequence_weights(
+    weights: Array, segment_ids: Array | None
+) -> tuple[Array, Array]:
+    """Weights that sum to 1 within each sequence, and the number of sequences."""
+    if segment_ids is None:
+        segment_ids = jnp.ones(weights.shape, jnp.int32)
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]  # [B, S, S]
+    total = jnp.sum(jnp.where(same, weights[:, None, :], 0.0), axis=-1)
+    scaled = jnp.where(weights > 0, weights / jnp.maximum(total, 1e-9), 0.0)
+    return scaled, jnp.sum(scaled)

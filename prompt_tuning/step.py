@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training step: differentiate, accumulate and update the tuned leaves only."""
+
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from prompt_tuning import trees
+from prompt_tuning.model import Model
+from prompt_tuning.types import Array, Batch, Params, PyTree
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that training changes; the frozen leaves are not part of it.
+
+    Attributes:
+      step: steps taken, int32.
+      tuned: the tuned leaves, float32.
+      opt_state: the optimizer's statistics of the tuned leaves.
+      key: the root of all randomness of the run; step i folds i into it.
+    """
+
+    step: Array
+    tuned: Params
+    opt_state: PyTree
+    key: Array
+
+    @classmethod
+    def create(
+        cls, tuned: Params, tx: optax.GradientTransformation, key: Array
+    ) -> "TrainState":
+        """A state at step 0."""
+        return cls(jnp.zeros((), jnp.int32), tuned, tx.init(tuned), key)
+
+
+TrainStep = Callable[
+    [TrainState, Params, Batch], tuple[TrainState, dict[str, Array]]
+]
+
+
+def make_train_step(
+    model: Model, tx: optax.GradientTransformation, num_microbatches: int = 1
+) -> TrainStep:
+    """Builds the pure function of one step.
+
+    The gradient is taken with respect to ``state.tuned`` alone: the program holds no
+    gradient, accumulator or optimizer slot of a frozen leaf.
+
+    Args:
+      model: network and objective.
+      tx: the optimizer.
+      num_microbatches: parts that the batch is cut into, along its rows; their
+        gradients are added up, which saves activations.
+
+    Returns:
+      ``(state, frozen, batch) -> (state, metrics)``; the metrics are those of
+      `Model.loss`, and ``grad_norm``.
+    """
+
+    def gradient(state: TrainState, frozen: Params, batch: Batch, index: Array | int):
+        rng = jax.random.fold_in(jax.random.fold_in(state.key, state.step), index)
+        dropout = model.network.config.dropout_rate > 0
+
+        def loss_fn(tuned: Params):
+            params = trees.merge(tuned, frozen)
+            return model.loss(params, batch, rng if dropout else None)
+
+        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.tuned)
+        return grads, metrics
+
+    def accumulated(state: TrainState, frozen: Params, batch: Batch):
+        rows = next(iter(batch.values())).shape[0]
+        if rows % num_microbatches:
+            raise ValueError(
+                f"a batch of {rows} rows does not divide into {num_microbatches} "
+                "microbatches"
+            )
+        parts = jax.tree.map(
+            lambda x: x.reshape(num_microbatches, -1, *x.shape[1:]), batch
+        )
+        # The total must not depend on how the rows are cut, so parts are summed
+        # unnormalised where the objective divides by what the batch holds.
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            jax.eval_shape(
+                gradient, state, frozen, jax.tree.map(lambda x: x[0], parts), 0
+            ),
+        )
+
+        def body(total, part):
+            index, rows = part
+            return jax.tree.map(
+                jnp.add, total, gradient(state, frozen, rows, index)
+            ), None
+
+        indices = jnp.arange(num_microbatches)
+        return jax.lax.scan(body, zeros, (indices, parts))[0]
+
+    def train_step(state: TrainState, frozen: Params, batch: Batch):
+        if num_microbatches == 1:
+            grads, metrics = gradient(state, frozen, batch, 0)
+        else:
+            grads, metrics = accumulated(state, frozen, batch)
+        updates, opt_state = tx.update(grads, state.opt_state, state.tuned)
+        tuned = optax.apply_updates(state.tuned, updates)
+        metrics["grad_norm"] = optax.global_norm(grads)
+        return state.replace(
+            step=state.step + 1, tuned=tuned, opt_state=opt_state
+        ), metrics
+
+    return train_step
