@@ -227,10 +227,11 @@ class Attention(nn.Module):
         self, key: Array, value: Array, mask: Array | None, bias: Array | None
     ) -> tuple[Array, Array, Array | None, Array | None]:
         """Writes one position into the cache; narrows mask and bias to its row."""
-        started = self.has_variable("cache", "key")
-        cached_key = self.variable("cache", "key", jnp.zeros_like, key)
-        cached_value = self.variable("cache", "value", jnp.zeros_like, value)
-        index = self.variable("cache", "index", lambda: jnp.zeros((), jnp.int32))
+        # T5X's names; `key` and `value` are taken by the projections.
+        started = self.has_variable("cache", "cached_key")
+        cached_key = self.variable("cache", "cached_key", jnp.zeros_like, key)
+        cached_value = self.variable("cache", "cached_value", jnp.zeros_like, value)
+        index = self.variable("cache", "cache_index", lambda: jnp.zeros((), jnp.int32))
         if not started:
             return key, value, mask, bias
         position = index.value

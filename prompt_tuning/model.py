@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from prompt_tuning import decoding, losses
 from prompt_tuning.network import Transformer
-from prompt_tuning.types import Array, Batch, Params
+from prompt_tuning.types import Array, Batch, Params, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,20 +62,33 @@ class Model:
         )
 
     def loss(
-        self, params: Params, batch: Batch, dropout_rng: Array | None = None
+        self,
+        params: Params,
+        batch: Batch,
+        dropout_rng: Array | None = None,
+        divisor: Array | float | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         """The training loss, and sums that metrics are made of.
 
+        Args:
+          params: all parameters.
+          batch: the examples.
+          dropout_rng: turns dropout on.
+          divisor: what the sum over tokens is divided by, if not what
+            ``loss_normalizing_factor`` says of this batch: a part of a batch is
+            divided by what the whole holds.
+
         Returns:
-          The scalar loss, and the metrics ``loss`` (summed over tokens, normalised as
-          configured), ``z_loss``, ``correct`` (tokens predicted right) and ``weight``
-          (target tokens): all are sums over the batch.
+          The scalar loss, and the metrics ``loss`` and ``z_loss`` (normalised as
+          configured), ``token_loss`` (the plain sum over target tokens), ``correct``
+          (tokens predicted right) and ``weight`` (target tokens).
         """
         logits = self.logits(params, batch, dropout_rng)
         targets = batch["decoder_target_tokens"]
-        weights, divisor = losses.weights_and_divisor(
+        weights, own_divisor = losses.weights_and_divisor(
             batch, self.loss_normalizing_factor
         )
+        divisor = own_divisor if divisor is None else divisor
         token_loss, token_z_loss = losses.cross_entropy(
             logits, targets, z_loss=self.z_loss, label_smoothing=self.label_smoothing
         )
@@ -85,6 +98,7 @@ class Model:
         return loss, {
             "loss": loss,
             "z_loss": jnp.sum(token_z_loss * weights) / divisor,
+            "token_loss": jnp.sum(token_loss * counted),
             "correct": jnp.sum(correct),
             "weight": jnp.sum(counted),
         }
@@ -97,14 +111,94 @@ class Model:
         weights, _ = losses.weights_and_divisor(batch, None)
         return -jnp.sum(token_loss * weights, axis=-1)
 
+    def rank(
+        self,
+        params: Params,
+        encoder_input_tokens: Array,  # [B, T]
+        label_tokens: Array,  # [C, S], padded with 0
+    ) -> Array:  # [B, C]
+        """Log-likelihood of every label for every row, encoding each row once."""
+        variables = {"params": params}
+        encoded = self.network.apply(
+            variables, encoder_input_tokens, enable_dropout=False, method="encode"
+        )
+        rows = encoder_input_tokens.shape[0]
+
+        def score(label: Array) -> Array:  # [S] -> [B]
+            targets = jnp.broadcast_to(label, (rows, label.shape[0]))
+            inputs = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
+            logits = self.network.apply(
+                variables,
+                encoded,
+                encoder_input_tokens,
+                inputs,
+                targets,
+                enable_dropout=False,
+                method="decode",
+            )
+            loss, _ = losses.cross_entropy(logits, targets)
+            return -jnp.sum(loss * (targets > 0), axis=-1)
+
+        return jax.lax.map(score, label_tokens).T
+
     def predict(
         self,
         params: Params,
         encoder_input_tokens: Array,  # [B, T]
-        strategy: "decoding.Strategy",
+        strategy: decoding.Strategy,
         rng: Array | None = None,
-    ) -> tuple[Array, Array]:  # [B, K, S], [B, K]
-        """Decodes; the best decode of a row is its last."""
-        return decoding.decode(
-            self.network, params, encoder_input_tokens, strategy, rng
+        decoder_prefix: Array | None = None,  # [B, Q]
+    ) -> tuple[Array, Array]:  # [B, K, S] int32, [B, K]
+        """Decodes every row; the best of its K decodes is the last.
+
+        The encoder runs once, and so does the projection of its output to the keys and
+        values that all beams of a row share.
+
+        Args:
+          params: the parameters.
+          encoder_input_tokens: the inputs; prompts are among their ids.
+          strategy: `decoding.Greedy`, `decoding.Sampling` or `decoding.Beam`.
+          rng: key for sampling.
+          decoder_prefix: tokens that the decodes begin with, padded with 0.
+
+        Returns:
+          The tokens, 0 after the end token, and their scores.
+        """
+        batch, count = encoder_input_tokens.shape[0], strategy.num_decodes
+        forced = decoding.forced_tokens(decoder_prefix, batch, strategy)
+        encoded = self.network.apply(
+            {"params": params},
+            encoder_input_tokens,
+            enable_dropout=False,
+            method="encode",
         )
+        _, empty = self.network.apply(
+            {"params": params},
+            encoded,
+            encoder_input_tokens,
+            jnp.zeros_like(forced),
+            jnp.zeros_like(forced),
+            enable_dropout=False,
+            decode=True,
+            mutable=["cache", "memory"],
+            method="decode",
+        )
+        empty = decoding.repeat_rows(empty, count)
+        inputs = jnp.repeat(encoder_input_tokens, count, axis=0)
+
+        def tokens_to_logits(ids: Array, cache: PyTree) -> tuple[Array, PyTree]:
+            logits, changed = self.network.apply(
+                {"params": params, "memory": empty["memory"], "cache": cache},
+                encoded,  # Says that there is cross-attention; `memory` replaces it.
+                inputs,
+                ids,
+                ids,
+                enable_dropout=False,
+                decode=True,
+                max_decode_length=strategy.max_decode_len,
+                mutable=["cache"],
+                method="decode",
+            )
+            return logits[:, 0], changed["cache"]
+
+        return strategy(tokens_to_logits, empty["cache"], forced, rng)

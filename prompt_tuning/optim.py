@@ -27,52 +27,83 @@ def learning_rate_schedule(
     base_learning_rate: float = 0.3,
     warmup_steps: int = 1000,
     decay_steps: int | None = None,
+    *,
+    decay_factor: float = 0.5,
+    steps_per_decay: int = 20_000,
+    steps_per_cycle: int = 100_000,
+    min_learning_rate: float = 1e-8,
 ) -> Schedule:
     """A product of factors, as T5X's ``create_learning_rate_scheduler`` has it.
 
+    T5X's factors keep their arithmetic: constant (times the base rate), linear_warmup,
+    rsqrt_decay (divided by the root of max(step, warmup)), rsqrt_normalized_decay (the
+    same, starting from 1), decay_every (times ``decay_factor`` every
+    ``steps_per_decay``), cosine_decay (cycles of ``steps_per_cycle``) and linear_decay
+    (the base rate, warmed up, then less ``decay_factor`` of it with every step, so that
+    0.5 takes two steps; it includes constant and linear_warmup). Two factors are ours,
+    because a run's last step is what one knows: linear_to_zero and cosine_to_zero go
+    from 1 after the warm-up to 0 at ``decay_steps``.
+
     Args:
-      factors: names joined by ``*``: constant (times the base rate), linear_warmup,
-        rsqrt_decay (divided by the root of max(step, warmup)), rsqrt_normalized_decay
-        (the same, starting from 1), linear_decay and cosine_decay (from 1 after the
-        warm-up to 0 at ``decay_steps``).
+      factors: names joined by ``*``.
       base_learning_rate: what ``constant`` multiplies by.
       warmup_steps: length of the warm-up, and offset of the decays.
-      decay_steps: the step at which linear and cosine decay reach 0.
+      decay_steps: the step at which the ``..._to_zero`` factors reach 0.
+      decay_factor: see linear_decay and decay_every.
+      steps_per_decay: see decay_every.
+      steps_per_cycle: see cosine_decay.
+      min_learning_rate: the rate never falls below it (T5X's 1e-8).
 
     Raises:
-      ValueError: an unknown factor, or a decay without ``decay_steps``.
+      ValueError: an unknown factor, or a ``..._to_zero`` factor without
+        ``decay_steps``.
     """
-    names = [name.strip() for name in factors.split("*")]
-    known = {
+
+    def to_zero(step: Array) -> Array:
+        span = max(1, (decay_steps or 0) - warmup_steps)
+        return jnp.clip((step - warmup_steps) / span, 0.0, 1.0)
+
+    def cycle(step: Array) -> Array:
+        return jnp.maximum(step - warmup_steps, 0.0) / steps_per_cycle % 1.0
+
+    def rsqrt(step: Array) -> Array:
+        return jax.lax.rsqrt(jnp.maximum(step, float(warmup_steps)))
+
+    def cosine(progress: Array) -> Array:
+        return 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+
+    known: dict[str, Callable[[Array], Array | float]] = {
         "constant": lambda step: base_learning_rate,
         "linear_warmup": lambda step: jnp.minimum(1.0, step / warmup_steps),
-        "rsqrt_decay": lambda step: 1.0 / jnp.sqrt(jnp.maximum(step, warmup_steps)),
-        "rsqrt_normalized_decay": lambda step: (
-            jnp.sqrt(warmup_steps) / jnp.sqrt(jnp.maximum(step, warmup_steps))
+        "rsqrt_decay": rsqrt,
+        "rsqrt_normalized_decay": lambda step: warmup_steps**0.5 * rsqrt(step),
+        "decay_every": lambda step: decay_factor ** (step // steps_per_decay),
+        "linear_decay": lambda step: (
+            base_learning_rate
+            * jnp.minimum(
+                step / warmup_steps, 1.0 - decay_factor * (step - warmup_steps)
+            )
         ),
-        "linear_decay": lambda step: 1.0 - _progress(step, warmup_steps, decay_steps),
-        "cosine_decay": lambda step: 0.5
-        * (1 + jnp.cos(jnp.pi * _progress(step, warmup_steps, decay_steps))),
+        "cosine_decay": lambda step: cosine(cycle(step)),
+        "linear_to_zero": lambda step: 1.0 - to_zero(step),
+        "cosine_to_zero": lambda step: cosine(to_zero(step)),
     }
+    names = [name.strip() for name in factors.split("*")]
     for name in names:
         if name not in known:
             raise ValueError(
                 f"learning rate factor {name!r} is not one of {', '.join(known)}"
             )
-        if name in ("linear_decay", "cosine_decay") and not decay_steps:
+        if name.endswith("_to_zero") and not decay_steps:
             raise ValueError(f"{name} needs decay_steps, the step where it reaches 0")
 
     def schedule(step: Array) -> Array:
         rate = jnp.ones((), jnp.float32)
         for name in names:
             rate = rate * known[name](jnp.asarray(step, jnp.float32))
-        return rate
+        return jnp.maximum(rate, min_learning_rate)
 
     return schedule
-
-
-def _progress(step: Array, start: int, end: int | None) -> Array:
-    return jnp.clip((step - start) / max(1, (end or 0) - start), 0.0, 1.0)
 
 
 def adafactor(

@@ -11,9 +11,13 @@ import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping
 
+import jax
 import numpy as np
 
+from prompt_tuning import trees
 from prompt_tuning.errors import UserError
+from prompt_tuning.model import Model
+from prompt_tuning.types import Params
 
 EOS_ID = 1
 
@@ -271,3 +275,61 @@ def pack(rows: list[list], inputs_length: int, targets_length: int) -> dict:
         np.float32
     )
     return batch
+
+
+def load(folder: str | pathlib.Path, suffix: str = "", **kwargs) -> Mixture:
+    """The mixture over ``text{suffix}.npy`` and ``labelled{suffix}.npz`` of a folder.
+
+    Args:
+      folder: where the arrays lie; the labelled file may be missing.
+      suffix: '' for the training part, '_validation' for the held-out part.
+      **kwargs: the other attributes of `Mixture`.
+
+    Raises:
+      UserError: there is no text, or a token id lies outside the vocabulary.
+    """
+    text_path = pathlib.Path(folder) / f"text{suffix}.npy"
+    labelled_path = pathlib.Path(folder) / f"labelled{suffix}.npz"
+    if not text_path.exists():
+        raise UserError(f"{text_path} is missing; ARRAYS_DIR must hold the token ids")
+    text = np.load(text_path, mmap_mode="r")
+    if int(text.max()) >= kwargs["vocab_size"]:
+        raise UserError(
+            f"{text_path} has ids up to {int(text.max())} but the model only "
+            f"{kwargs['vocab_size']} embedding rows; use the model file of its vocabulary"
+        )
+    labelled = Labelled.load(labelled_path) if labelled_path.exists() else None
+    return Mixture(text, labelled, **kwargs)
+
+
+def held_out_metrics(model: Model, mixture: Mixture, num_batches: int = 4):
+    """A function of (tuned, frozen) leaves that gives held-out metrics.
+
+    Token accuracy of each kind of row: higher is better for all, so that their mean may
+    choose the best step.
+    """
+    evaluate = jax.jit(lambda params, rows: model.loss(params, rows)[1])
+    first = round(mixture.batch_size * mixture.span_corruption)
+    second = first + round(mixture.batch_size * mixture.prefix_lm)
+    kinds = {
+        "span_corruption": slice(0, first),
+        "prefix_lm": slice(first, second),
+        "labelled": slice(second, mixture.batch_size),
+    }
+
+    def metrics(tuned: Params, frozen: Params) -> dict[str, float]:
+        params = trees.merge(tuned, frozen)
+        batches = [mixture.batch(step) for step in range(num_batches)]
+        values = {}
+        for kind, part in kinds.items():
+            if part.start == part.stop:
+                continue
+            sums = [
+                evaluate(params, {name: rows[part] for name, rows in batch.items()})
+                for batch in batches
+            ]
+            correct = sum(int(s["correct"]) for s in sums)
+            values[f"{kind}_accuracy"] = correct / sum(int(s["weight"]) for s in sums)
+        return values
+
+    return metrics

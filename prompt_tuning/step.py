@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from prompt_tuning import trees
+from prompt_tuning import losses, trees
 from prompt_tuning.model import Model
 from prompt_tuning.types import Array, Batch, Params, PyTree
 
@@ -37,9 +37,7 @@ class TrainState:
         return cls(jnp.zeros((), jnp.int32), tuned, tx.init(tuned), key)
 
 
-TrainStep = Callable[
-    [TrainState, Params, Batch], tuple[TrainState, dict[str, Array]]
-]
+TrainStep = Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Array]]]
 
 
 def make_train_step(
@@ -61,13 +59,19 @@ def make_train_step(
       `Model.loss`, and ``grad_norm``.
     """
 
-    def gradient(state: TrainState, frozen: Params, batch: Batch, index: Array | int):
+    def gradient(
+        state: TrainState,
+        frozen: Params,
+        batch: Batch,
+        index: Array | int,
+        divisor: Array | float | None,
+    ):
         rng = jax.random.fold_in(jax.random.fold_in(state.key, state.step), index)
         dropout = model.network.config.dropout_rate > 0
 
         def loss_fn(tuned: Params):
             params = trees.merge(tuned, frozen)
-            return model.loss(params, batch, rng if dropout else None)
+            return model.loss(params, batch, rng if dropout else None, divisor)
 
         (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.tuned)
         return grads, metrics
@@ -82,27 +86,27 @@ def make_train_step(
         parts = jax.tree.map(
             lambda x: x.reshape(num_microbatches, -1, *x.shape[1:]), batch
         )
-        # The total must not depend on how the rows are cut, so parts are summed
-        # unnormalised where the objective divides by what the batch holds.
+        # The total must not depend on how the rows are cut, so every part is divided
+        # by what the whole batch holds.
+        _, divisor = losses.weights_and_divisor(batch, model.loss_normalizing_factor)
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype),
             jax.eval_shape(
-                gradient, state, frozen, jax.tree.map(lambda x: x[0], parts), 0
+                gradient, state, frozen, jax.tree.map(lambda x: x[0], parts), 0, divisor
             ),
         )
 
         def body(total, part):
             index, rows = part
-            return jax.tree.map(
-                jnp.add, total, gradient(state, frozen, rows, index)
-            ), None
+            grads = gradient(state, frozen, rows, index, divisor)
+            return jax.tree.map(jnp.add, total, grads), None
 
         indices = jnp.arange(num_microbatches)
         return jax.lax.scan(body, zeros, (indices, parts))[0]
 
     def train_step(state: TrainState, frozen: Params, batch: Batch):
         if num_microbatches == 1:
-            grads, metrics = gradient(state, frozen, batch, 0)
+            grads, metrics = gradient(state, frozen, batch, 0, None)
         else:
             grads, metrics = accumulated(state, frozen, batch)
         updates, opt_state = tx.update(grads, state.opt_state, state.tuned)

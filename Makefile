@@ -1,0 +1,52 @@
+# `make` alone lists what there is. Everything runs in an environment of its own, which
+# is made once and again whenever the dependencies change.
+
+VENV ?= .venv
+# Optional dependencies to install; on an NVIDIA GPU: make demo EXTRAS=dev,cuda
+EXTRAS ?= dev
+# The first of these that is Python 3.11 to 3.13 makes the environment.
+PYTHON ?= python3 python3.11 python3.12 python3.13
+
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready-$(EXTRAS)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help: ## List these commands.
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(READY) ## Tune a soft prompt on movie reviews (at most 10 minutes).
+	$(RUN) -m prompt_tuning demo
+
+test: $(READY) ## Run the tests that need neither a GPU nor much patience.
+	$(RUN) -m pytest -q -n 2 -m "not slow and not gpu"
+
+lint: $(READY) ## Check formatting, style and types.
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright --pythonpath $(RUN)
+
+format: $(READY) ## Format the code and cure what can be cured by itself.
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+clean: ## Remove the environment, caches and builds (runs stay).
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml setup.py
+	@for name in $(PYTHON); do \
+	  if "$$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	      2>/dev/null; then found="$$name"; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "prompt_tuning needs Python 3.11, 3.12 or 3.13; tried: $(PYTHON)." \
+	    "Install one, or name it: make PYTHON=/path/to/python3.11" >&2; \
+	  exit 2; \
+	fi; \
+	echo "Making $(VENV) with $$("$$found" --version): some minutes, once."; \
+	"$$found" -m venv --clear $(VENV)
+	$(RUN) -m pip install --quiet --no-input --disable-pip-version-check \
+	  --editable ".[$(EXTRAS)]"
+	@touch $@

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Soft prompt tuning of frozen T5 models in JAX.
+
+The names below are the package's front door. Each is imported when it is first used, so
+that ``import prompt_tuning`` loads neither JAX nor TensorFlow.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Beam",
+    "Greedy",
+    "Model",
+    "Prompt",
+    "PromptBank",
+    "Sampling",
+    "T5Config",
+    "TrainState",
+    "Transformer",
+    "UserError",
+    "adafactor",
+    "make_train_step",
+    "virtual_ids",
+]
+
+if TYPE_CHECKING:
+    from prompt_tuning.decoding import Beam, Greedy, Sampling
+    from prompt_tuning.errors import UserError
+    from prompt_tuning.model import Model
+    from prompt_tuning.network import T5Config, Transformer
+    from prompt_tuning.optim import adafactor
+    from prompt_tuning.prompts import Prompt, PromptBank, virtual_ids
+    from prompt_tuning.step import TrainState, make_train_step
+
+_HOMES = {
+    "Beam": "decoding",
+    "Greedy": "decoding",
+    "Model": "model",
+    "Prompt": "prompts",
+    "PromptBank": "prompts",
+    "Sampling": "decoding",
+    "T5Config": "network",
+    "TrainState": "step",
+    "Transformer": "network",
+    "UserError": "errors",
+    "adafactor": "optim",
+    "make_train_step": "step",
+    "virtual_ids": "prompts",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

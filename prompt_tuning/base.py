@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frozen base model of a run: sizes, weights, identity."""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from prompt_tuning import sharding, trees
+from prompt_tuning.checkpoints import model_file
+from prompt_tuning.errors import UserError
+from prompt_tuning.model import Model
+from prompt_tuning.network import T5Config, Transformer
+from prompt_tuning.types import Params
+
+EMBEDDED = "embedded:"
+ASSETS = pathlib.Path(__file__).parent / "assets"
+
+
+def checkpoint_folder(path: str | pathlib.Path) -> pathlib.Path:
+    """Where a checkpoint lies; ``embedded:NAME`` is a model inside the package.
+
+    Raises:
+      UserError: there is no such folder.
+    """
+    if str(path).startswith(EMBEDDED):
+        folder = ASSETS / str(path).removeprefix(EMBEDDED)
+        if not folder.is_dir():
+            names = ", ".join(sorted(p.name for p in ASSETS.iterdir()))
+            raise UserError(f"no model {path!r} is embedded; there is {names}")
+        return folder
+    folder = pathlib.Path(path)
+    if not folder.exists():
+        raise UserError(
+            f"INITIAL_CHECKPOINT_PATH {path} does not exist; give the folder of a model"
+        )
+    return folder
+
+
+def resolve_dtype(dtype: str) -> str:
+    """'auto' is bfloat16 on accelerators and float32 on CPUs, which lack fast bfloat16.
+
+    Raises:
+      UserError: an unknown dtype.
+    """
+    if dtype == "auto":
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"dtype {dtype!r} is not 'auto', 'float32' or 'bfloat16'")
+    return dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseModel:
+    """A network without prompts, its weights, and who it is.
+
+    Attributes:
+      config: the sizes, with the activations' dtype.
+      params: the weights in the dtype they are kept in.
+      name: the checkpoint's folder name.
+      fingerprint: hash of the weights rounded to bfloat16, so that it is the same
+        whichever dtype they were loaded in.
+      mesh: the devices the weights are spread over, or None for one device.
+    """
+
+    config: T5Config
+    params: Params
+    name: str
+    fingerprint: str
+    mesh: jax.sharding.Mesh | None
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a prompt's card says of the model it was tuned on."""
+        return {"name": self.name, "fingerprint": self.fingerprint}
+
+    @property
+    def table(self) -> jax.Array:
+        """The embedding table, ``[V, H]``."""
+        return self.params["token_embedder"]["embedding"]
+
+
+def load(
+    config: T5Config,
+    checkpoint_path: str | pathlib.Path,
+    *,
+    frozen_dtype: str = "auto",
+    activation_dtype: str = "auto",
+    num_partitions: int = 1,
+) -> BaseModel:
+    """Loads the weights that ``config`` describes.
+
+    Args:
+      config: the sizes.
+      checkpoint_path: a folder, or ``embedded:NAME``.
+      frozen_dtype: dtype to keep the weights in; see `resolve_dtype`.
+      activation_dtype: dtype to compute in.
+      num_partitions: devices that one copy of the model is cut over.
+
+    Raises:
+      UserError: the checkpoint is missing or does not fit the sizes.
+    """
+    folder = checkpoint_folder(checkpoint_path)
+    config = dataclasses.replace(config, dtype=resolve_dtype(activation_dtype))
+    abstract = Model(Transformer(config)).abstract_params()
+    mesh = shardings = None
+    if jax.device_count() > 1:
+        mesh = sharding.make_mesh(num_partitions)
+        shardings = sharding.param_shardings(
+            abstract, mesh, sharding.logical_axis_rules()
+        )
+    params = model_file.load_model(
+        folder, abstract, resolve_dtype(frozen_dtype), shardings
+    )
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    return BaseModel(config, params, folder.name, trees.fingerprint(rounded), mesh)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tuned prompt as one small file: the array and a card that says where it is from.
+
+Prompts reach absolute values of several hundred, so they are float32 on disk, always.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from prompt_tuning.checkpoints import files
+from prompt_tuning.errors import UserError
+from prompt_tuning.types import Array
+
+TENSOR, CARD = "prompt", "card"
+
+
+def save_prompt(
+    path: files.Path, prompt: np.ndarray | Array, card: dict[str, Any]
+) -> None:
+    """Writes a prompt ``[P, H]`` float32 and its card, atomically.
+
+    Args:
+      path: the file, by custom ``*.safetensors``.
+      prompt: the array; it must be finite.
+      card: what can be said in JSON: method, placement, task, base_model (name,
+        fingerprint), recipe, metric, versions; length and width are added.
+
+    Raises:
+      UserError: the prompt holds NaN or infinity, or the file cannot be written.
+      ValueError: the array is not ``[P, H]`` float32, or the card contradicts it.
+    """
+    array = np.asarray(prompt)
+    if array.ndim != 2 or array.dtype != np.float32:
+        raise ValueError(
+            f"a prompt is [P, H] float32, not {list(array.shape)} {array.dtype}"
+        )
+    _check_finite(array, str(path))
+    facts = {"length": array.shape[0], "width": array.shape[1]}
+    for key, value in facts.items():
+        if card.get(key, value) != value:
+            raise ValueError(f"the card says {key} {card[key]}, the array has {value}")
+    files.write(path, {TENSOR: array}, {CARD: json.dumps({**card, **facts})})
+
+
+def load_prompt(path: files.Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """Reads what `save_prompt` wrote: the array ``[P, H]`` and its card.
+
+    Raises:
+      UserError: the file is missing, damaged or not a prompt.
+    """
+    with files.reading(path, "a prompt file") as file:
+        text = (file.metadata() or {}).get(CARD)
+        if TENSOR not in file.keys() or text is None:  # noqa: SIM118
+            raise UserError(
+                f"{path} is no prompt file: it has no tensor {TENSOR!r} with a card; "
+                "give the file that a training run wrote"
+            )
+        array = file.get_tensor(TENSOR)
+    card = _parse(text, path)
+    if array.ndim != 2 or array.dtype != np.float32:
+        raise UserError(
+            f"{path} holds a {array.dtype} array {list(array.shape)}, a prompt is "
+            "[length, width] float32; write it again with save_prompt"
+        )
+    if [card.get("length"), card.get("width")] != list(array.shape):
+        raise UserError(
+            f"{path} contradicts itself: its card says length {card.get('length')} and "
+            f"width {card.get('width')}, its array is {list(array.shape)}; write it "
+            "again with save_prompt"
+        )
+    _check_finite(array, str(path))
+    return array, card
+
+
+def check_compatible(
+    card: dict[str, Any], base_fingerprint: str, width: int, force: bool = False
+) -> None:
+    """Refuses a prompt that was tuned on another base model.
+
+    Args:
+      card: the prompt's card.
+      base_fingerprint: of the base model at hand, made as that in the card was.
+      width: hidden width H of the base model.
+      force: use the prompt whatever model it is from, if the widths agree.
+
+    Raises:
+      UserError: the widths or, without ``force``, the base models differ.
+    """
+    base = card.get("base_model") or {}
+    name = base.get("name") or "a model without name"
+    if card.get("width") != width:
+        raise UserError(
+            f"the prompt has width {card.get('width')}, the model has width {width}; "
+            f"use the model it was tuned on ({name})"
+        )
+    if force or base.get("fingerprint") == base_fingerprint:
+        return
+    if not base.get("fingerprint"):
+        raise UserError(
+            "the prompt's card does not say which base model it was tuned on; "
+            "use it all the same with force=True"
+        )
+    raise UserError(
+        f"the prompt was tuned on {name} (fingerprint {base['fingerprint'][:12]}), not "
+        f"on this model ({base_fingerprint[:12]}); use that model, or use the prompt "
+        "all the same with force=True"
+    )
+
+
+def _parse(text: str, path: files.Path) -> dict[str, Any]:
+    try:
+        card = json.loads(text)
+    except json.JSONDecodeError:
+        card = None
+    if not isinstance(card, dict):
+        raise UserError(f"{path} has a damaged card; copy or write it again")
+    return card
+
+
+def _check_finite(array: np.ndarray, path: str) -> None:
+    bad = int(np.sum(~np.isfinite(array)))
+    if bad:
+        raise UserError(
+            f"the prompt {path} holds {bad} values that are not finite; tune it again "
+            "with a lower learning rate"
+        )

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: ``prompt-tuning COMMAND --gin_file=... --gin.NAME=value``."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import logging
+
+from prompt_tuning.errors import UserError
+
+GIN_HELP = """\
+gin files are found by path or by name among those of the package, in any order:
+  models/   sizes: t5_1_1_{small,base,large,xl,xxl}, t5_1_0_*, mt5_*, byt5_*,
+            t5_1_1_mini (embedded, needs no checkpoint)
+  methods/  prompt_tuning, prompt_tuning_adamw, model_tuning
+  prompts/  sampled_vocab, class_labels, text, random, saved
+  runs/     train, eval, infer, pretrain (added by the command itself)
+Values on the command line win: --gin.TRAIN_STEPS=500 --gin.MODEL_DIR=/tmp/run
+"""
+
+COMMANDS = {
+    "train": "tune a prompt (or the whole model) on a task",
+    "eval": "evaluate a prompt or a model on a split of a task",
+    "infer": "answer texts with a tuned prompt",
+    "pretrain": "pre-train a model from arrays of token ids",
+}
+RUN_FILES = {name: f"runs/{name}.gin" for name in COMMANDS}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="prompt-tuning",
+        description="Soft prompt tuning of frozen T5 models in JAX.",
+        epilog="prompt-tuning COMMAND --help says more.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=GIN_HELP,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.add_argument("--gin_file", action="append", default=[], metavar="FILE")
+        sub.add_argument(
+            "--gin_search_paths", default="", metavar="DIR,DIR", help="more folders"
+        )
+        if name == "infer":
+            sub.add_argument("texts", nargs="*", help="texts to answer")
+    sub = commands.add_parser("inspect", help="say what a file or folder holds")
+    sub.add_argument("path", help="a prompt file, a model folder or a MODEL_DIR")
+    sub.add_argument("--base", help="folder of the base model, for nearest tokens")
+    sub = commands.add_parser(
+        "demo", help="tune a prompt of the embedded model on movie reviews"
+    )
+    sub.add_argument("--output", default="runs/demo", metavar="DIR")
+    sub.add_argument("--seeds", type=int, default=1, help="repeat with so many seeds")
+    return top
+
+
+def split_bindings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Parts ``--gin.NAME=value`` (also ``--gin.NAME value``) from other arguments."""
+    rest, bindings = [], []
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument.startswith("--gin.") or argument.startswith("--gin_bindings="):
+            text = argument.removeprefix("--gin.").removeprefix("--gin_bindings=")
+            if "=" not in text:
+                text = f"{text}={next(waiting, '')}"
+            bindings.append(text)
+        else:
+            rest.append(argument)
+    return rest, bindings
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Runs one command; errors are exceptions."""
+    rest, bindings = split_bindings(arguments)
+    options = parser().parse_args(rest)
+    if bindings and options.command not in COMMANDS:
+        raise UserError(f"{options.command} takes no --gin.{bindings[0]}")
+    # Imported late: --help and a misspelt command should answer at once.
+    if options.command == "inspect":
+        from prompt_tuning import inspect_file
+
+        inspect_file.show(options.path, options.base)
+        return
+    if options.command == "demo":
+        from prompt_tuning import demo
+
+        demo.run(options.output, options.seeds)
+        return
+    from prompt_tuning import config
+
+    files = list(options.gin_file)
+    run_file = RUN_FILES[options.command]
+    if not any(os.path.basename(f) == os.path.basename(run_file) for f in files):
+        files.append(run_file)
+    search = [path for path in options.gin_search_paths.split(",") if path]
+    config.parse(files, bindings, search)
+    config.run(options.command, getattr(options, "texts", None))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point: 0 on success, 2 and one line on a user's mistake."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.set_verbosity(logging.ERROR)
+    try:
+        run(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        # gin adds to a message where it passed; that is no news to the user.
+        message = " ".join(str(error).split("\n  In call to")[0].split("\n"))
+        print(f"prompt-tuning: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("prompt-tuning: interrupted", file=sys.stderr)
+        return 130
+    return 0

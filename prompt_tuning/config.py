@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gin for the command line: files in any order, errors in one line.
+
+gin is read here and in `cli` alone; everything below takes plain arguments.
+"""
+
+import ast
+import difflib
+import importlib.util
+import json
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gin
+
+from prompt_tuning import commands, optim, prompt_inits
+from prompt_tuning.errors import UserError
+from prompt_tuning.network import T5Config
+
+# Everything a gin file may name.
+CONFIGURABLES: tuple[Callable[..., Any], ...] = (
+    commands.train,
+    commands.evaluate,
+    commands.infer,
+    commands.pretrain,
+    T5Config,
+    optim.adafactor,
+    optim.adamw,
+    optim.learning_rate_schedule,
+    prompt_inits.random_init,
+    prompt_inits.sampled_vocab_init,
+    prompt_inits.class_labels_init,
+    prompt_inits.text_init,
+    prompt_inits.saved_init,
+)
+CONFIGURABLE = {fn.__name__: gin.external_configurable(fn) for fn in CONFIGURABLES}
+
+_MACRO = re.compile(r"^([A-Z][A-Z0-9_]*)\s*=")
+_REFERENCE = re.compile(r"%([A-Z][A-Z0-9_]*)")
+
+
+def configs_folder() -> pathlib.Path:
+    """The folder of the configs that come with the package."""
+    spec = importlib.util.find_spec("prompt_tuning.configs")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("the package's configs are missing; install prompt-tuning anew")
+    return pathlib.Path(next(iter(spec.submodule_search_locations)))
+
+
+def find(name: str, search_paths: Sequence[str]) -> pathlib.Path:
+    """A gin file by path, or below one of the search paths or the package's configs.
+
+    Raises:
+      UserError: no such file; names near to it are listed.
+    """
+    shipped = configs_folder()
+    relative = name.removeprefix("configs/")
+    candidates = [pathlib.Path(name)]
+    candidates += [pathlib.Path(path) / name for path in search_paths]
+    candidates += [shipped / relative]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    known = sorted(str(p.relative_to(shipped)) for p in shipped.rglob("*.gin"))
+    near = difflib.get_close_matches(relative, known, n=3, cutoff=0.4) or known[:3]
+    raise UserError(f"no gin file {name}; did you mean {', '.join(near)}?")
+
+
+def binding(text: str) -> str:
+    """``NAME=value`` as gin wants it: a value that is no literal becomes a string.
+
+    >>> binding("MODEL_DIR=/tmp/run"), binding("TRAIN_STEPS=10")
+    ("MODEL_DIR = '/tmp/run'", 'TRAIN_STEPS = 10')
+
+    Raises:
+      UserError: there is no '='.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--gin.{text} lacks a value: write --gin.{text}=VALUE")
+    name, value = name.strip(), value.strip()
+    if not value.startswith(("@", "%")):
+        try:
+            ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            value = repr(value)
+    return f"{name} = {value}"
+
+
+def parse(
+    files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str]
+) -> None:
+    """Reads files, then bindings, which win over them.
+
+    Raises:
+      UserError: a file, a name or a value is wrong, two files define the same macro, or
+        a macro is left without a value.
+    """
+    gin.clear_config()
+    texts = []
+    defined: dict[str, str] = {}
+    for name in files:
+        path = find(name, search_paths)
+        text = path.read_text()
+        texts.append(text)
+        for line in text.splitlines():
+            if match := _MACRO.match(line):
+                macro = match[1]
+                if macro in defined and defined[macro] != str(path):
+                    raise UserError(
+                        f"both {defined[macro]} and {path} define {macro}; use one file "
+                        "of each kind (models, methods, prompts, runs)"
+                    )
+                defined[macro] = str(path)
+    lines = [binding(text) for text in bindings]
+    used = set(_REFERENCE.findall("\n".join(_without_comments([*texts, *lines]))))
+    for line in lines:
+        macro = _MACRO.match(line)
+        if macro and macro[1] not in used:
+            near = difflib.get_close_matches(macro[1], sorted(used), n=3, cutoff=0.6)
+            hint = f"did you mean {', '.join(near)}?" if near else "no file uses it"
+            raise UserError(f"--gin.{macro[1]} sets nothing: {hint}")
+        if macro:
+            defined[macro[1]] = "the command line"
+    missing = sorted(used - set(defined))
+    if missing:
+        wanted = " ".join(f"--gin.{name}=..." for name in missing)
+        raise UserError(f"not set: {wanted}")
+    try:
+        gin.parse_config([*texts, *lines])
+    except Exception as error:
+        raise UserError(f"gin: {one_line(error)}") from error
+
+
+def operative_config() -> str:
+    """What the run used, as a gin file that gives the same run."""
+    return gin.operative_config_str()
+
+
+def one_line(error: BaseException) -> str:
+    """The first telling line of an exception's message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _without_comments(texts: Sequence[str]) -> list[str]:
+    return [
+        line.split("#", 1)[0] for text in texts for line in text.splitlines()
+    ]
+
+
+def run(command: str, texts: Sequence[str] | None = None) -> None:
+    """Runs a command with the parsed values and prints what it returns.
+
+    Raises:
+      UserError: a file of a kind that the command needs is missing.
+    """
+    needed = {"T5Config.vocab_size": "models/t5_1_1_mini.gin"}
+    if command == "train":
+        needed["train.method"] = "methods/prompt_tuning.gin"
+    for name, example in needed.items():
+        try:
+            gin.query_parameter(name)
+        except ValueError as error:
+            kind = example.split("/")[0]
+            raise UserError(
+                f"no file of {kind}/ was given: add one, e.g. --gin_file={example}"
+            ) from error
+    name = "evaluate" if command == "eval" else command
+    if command == "infer":
+        rows = CONFIGURABLE["infer"](texts=tuple(texts or ()))
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
+        return
+    results = CONFIGURABLE[name]()
+    folder = _output_folder(name)
+    if folder is not None:
+        commands.write_text(pathlib.Path(folder) / "config.gin", operative_config())
+    print(json.dumps(results, indent=2, ensure_ascii=False))
+
+
+def _output_folder(name: str) -> str | None:
+    parameter = "output_dir" if name == "evaluate" else "model_dir"
+    return gin.query_parameter(f"{name}.{parameter}")

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a seqio task or mixture to batches of numpy arrays.
+
+The stream of global batches depends on the task, the seed and the batch size alone:
+every process draws the same stream and takes its rows of each batch, so neither the
+number of processes nor an interruption changes what is trained on.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from prompt_tuning import examples
+from prompt_tuning.errors import UserError
+from prompt_tuning.feature_converter import (
+    Placement,
+    PromptFeatureConverter,
+    cure,
+)
+from prompt_tuning.prompts import Prompt
+
+# TensorFlow only reads data; it would otherwise take all memory of JAX's GPU.
+tf.config.set_visible_devices([], "GPU")
+
+FEATURES = ("inputs", "targets")
+
+
+@dataclasses.dataclass(frozen=True)
+class LengthReport:
+    """How the lengths of a split's examples compare with the room for them.
+
+    Attributes:
+      examples: examples that were looked at.
+      complete: whether those are all of the split.
+      inputs_cut: inputs with more text tokens than there is room for.
+      longest_inputs: text tokens of the longest inputs.
+      longest_targets: tokens of the longest targets.
+      inputs_length: text tokens that there is room for.
+    """
+
+    examples: int
+    complete: bool
+    inputs_cut: int
+    longest_inputs: int
+    longest_targets: int
+    inputs_length: int
+
+    def message(self) -> str | None:
+        """One line for the user, if any inputs lose their end."""
+        if not self.inputs_cut:
+            return None
+        return (
+            f"{self.inputs_cut} of {'' if self.complete else 'the first '}"
+            f"{self.examples} inputs lose their end: they are longer than "
+            f"{self.inputs_length} tokens (the longest has {self.longest_inputs}); "
+            "raise TASK_FEATURE_LENGTHS['inputs'] to keep them whole"
+        )
+
+
+class Batches(Iterator[dict[str, np.ndarray]]):
+    """A stream of this process's rows of each batch.
+
+    Attributes:
+      position: number of the batch that comes next; ``load(start_batch=position)``
+        continues there.
+      report: what `length_report` found.
+    """
+
+    def __init__(
+        self,
+        ds: tf.data.Dataset,
+        name: str,
+        batch_size: int,
+        start_batch: int,
+        shard_info: tuple[int, int],
+        report: LengthReport | None,
+    ):
+        self.position = start_batch
+        self.report = report
+        self._name = name
+        self._batch_size = batch_size
+        process, count = shard_info
+        rows = batch_size // count
+        self._rows = slice(process * rows, (process + 1) * rows)
+        self._iterator = ds.as_numpy_iterator()
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch = _next(self._iterator, self._name)
+        self.position += 1
+        return {key: self._finish(key, array) for key, array in batch.items()}
+
+    def _finish(self, key: str, array: np.ndarray) -> np.ndarray:
+        if key == "decoder_loss_weights":
+            array = array.astype(np.float32)
+        missing = self._batch_size - len(array)
+        if missing:
+            array = np.pad(array, ((0, missing), (0, 0)))
+        return array[self._rows]
+
+
+def real_rows(batch: Mapping[str, np.ndarray]) -> np.ndarray:  # [B] bool
+    """Which rows hold examples; the others fill up the last batch of a split."""
+    return (batch["encoder_input_tokens"] != 0).any(axis=1)
+
+
+def load(
+    name: str,
+    *,
+    split: str,
+    task_feature_lengths: Mapping[str, int],
+    prompts: Sequence[Prompt],
+    vocab_size: int,
+    batch_size: int,
+    placement: str = Placement.PREPEND,
+    shuffle: bool = True,
+    seed: int = 0,
+    num_epochs: int | None = None,
+    pack: bool = False,
+    module: str | None = None,
+    start_batch: int = 0,
+    shard_info: tuple[int, int] = (0, 1),
+    drop_remainder: bool = False,
+    examples_to_check: int = 10_000,
+) -> Batches:
+    """Batches of a task or mixture.
+
+    Args:
+      name: a registered task or mixture.
+      split: one of its splits.
+      task_feature_lengths: text tokens of ``inputs`` (T) and ``targets`` (S). The
+        prompt comes on top, except in packed rows, whose length this is.
+      prompts: the prompts in the order of the model's bank; none for model tuning.
+      vocab_size: rows of the model's embedding table, V.
+      batch_size: rows of a batch over all processes.
+      placement: see `Placement`.
+      shuffle: whether to draw examples in an order that ``seed`` decides.
+      seed: seed of the order and of random preprocessing.
+      num_epochs: passes over the split; None goes on for ever.
+      pack: whether rows hold several examples each.
+      module: the module that registers the task when it is imported.
+      start_batch: batches to leave out at the start, to resume a run.
+      shard_info: this process's index and the number of processes.
+      drop_remainder: whether to leave out a last batch that is not full; it is filled
+        up with rows of zeros otherwise (see `real_rows`).
+      examples_to_check: how many examples `length_report` looks at first; 0 for none.
+
+    Returns:
+      An iterator of dicts: ``encoder_input_tokens`` [B, T + P], and [B, S]
+      ``decoder_input_tokens``, ``decoder_target_tokens``, ``decoder_loss_weights``;
+      when packed also segment ids and positions.
+
+    Raises:
+      UserError: an unknown task, module or split; an empty split; targets that do not
+        fit; a vocabulary that the model has no rows for.
+    """
+    if batch_size % shard_info[1]:
+        raise UserError(
+            f"BATCH_SIZE={batch_size} does not divide among {shard_info[1]} processes"
+        )
+    provider = examples.find(name, module)
+    converter = make_converter(
+        provider, task_feature_lengths, prompts, vocab_size, placement, pack
+    )
+    report = None
+    if examples_to_check:
+        report = length_report(
+            provider, split, task_feature_lengths, converter, examples_to_check
+        )
+    ds = examples.examples(
+        provider, split, task_feature_lengths, shuffle, seed, num_epochs
+    )
+    ds = converter(ds, {key: task_feature_lengths[key] for key in FEATURES})
+    ds = ds.batch(batch_size, drop_remainder=drop_remainder)
+    ds = ds.skip(start_batch).prefetch(tf.data.AUTOTUNE)
+    return Batches(ds, name, batch_size, start_batch, shard_info, report)
+
+
+def length_report(
+    provider: seqio.Task | seqio.Mixture,
+    split: str,
+    task_feature_lengths: Mapping[str, int],
+    converter: PromptFeatureConverter,
+    max_examples: int = 10_000,
+) -> LengthReport:
+    """Looks at a split's first examples before anything is trained on them.
+
+    Raises:
+      UserError: the split is empty, targets do not fit, or inputs name positions that
+        their prompt does not have.
+    """
+
+    def measure(example):
+        inputs = example["inputs"]
+        text = tf.reduce_sum(tf.cast(inputs >= 0, tf.int32))
+        # Inserting checks the positions that the inputs name.
+        row = tf.size(converter.insert(inputs, example))
+        return tf.stack([text, tf.size(example["targets"]), row])
+
+    # One more than wanted tells whether these are all.
+    ds = examples.examples(provider, split, task_feature_lengths).take(max_examples + 1)
+    rows = iter(
+        ds.map(measure, num_parallel_calls=tf.data.AUTOTUNE)
+        .batch(512)
+        .as_numpy_iterator()
+    )
+    batches = []
+    while (batch := _next(rows, provider.name, None)) is not None:
+        batches.append(batch)
+    if not batches:
+        raise UserError(
+            f"split {split!r} of {provider.name} is empty: choose another or check "
+            "the task's data"
+        )
+    seen = np.concatenate(batches)
+    lengths = seen[:max_examples]
+    room = converter.text_length(task_feature_lengths["inputs"])
+    report = LengthReport(
+        examples=len(lengths),
+        complete=len(seen) <= max_examples,
+        inputs_cut=int(np.sum(lengths[:, 0] > room)),
+        longest_inputs=int(lengths[:, 0].max()),
+        longest_targets=int(lengths[:, 1].max()),
+        inputs_length=room,
+    )
+    limit = task_feature_lengths["targets"]
+    if report.longest_targets > limit:
+        wanted = {**task_feature_lengths, "targets": report.longest_targets}
+        raise UserError(
+            f"{int(np.sum(lengths[:, 1] > limit))} of {len(lengths)} targets of "
+            f"{provider.name} are longer than {limit} tokens (the longest has "
+            f"{report.longest_targets}): set TASK_FEATURE_LENGTHS={wanted}"
+        )
+    return report
+
+
+def make_converter(
+    provider: examples.Provider,
+    lengths: Mapping[str, int],
+    prompts: Sequence[Prompt],
+    vocab_size: int,
+    placement: str = Placement.PREPEND,
+    pack: bool = False,
+) -> PromptFeatureConverter:
+    """The converter of a task's rows, for the model at hand; arguments as of `load`.
+
+    Raises:
+      UserError: the lengths, the task's features or its vocabulary do not fit.
+    """
+    if set(lengths) != set(FEATURES) or min(lengths.values()) < 1:
+        raise UserError(
+            f"TASK_FEATURE_LENGTHS={dict(lengths)} must give 'inputs' and 'targets' a "
+            "length of 1 or more, and nothing else"
+        )
+    missing = [key for key in FEATURES if key not in provider.output_features]
+    if missing:
+        raise UserError(
+            f"{provider.name} has no feature {missing[0]!r}: its output features must "
+            "be 'inputs' and 'targets'"
+        )
+    vocabularies = [provider.output_features[key].vocabulary for key in FEATURES]
+    size = max(examples.vocab_size(each, provider.name) for each in vocabularies)
+    if size > vocab_size:
+        raise UserError(
+            f"the vocabulary of {provider.name} has {size} ids but the model's table "
+            f"{vocab_size} rows: use the task's variant for this model's vocabulary"
+        )
+    eos_id = vocabularies[0].eos_id
+    return PromptFeatureConverter(
+        prompts, vocab_size, placement, 1 if eos_id is None else eos_id, pack
+    )
+
+
+def _next(iterator: Iterator, name: str, *default):
+    """The next element; a row that the converter refuses is the user's to cure."""
+    try:
+        return next(iterator, *default)
+    except tf.errors.InvalidArgumentError as error:
+        advice = cure(error)
+        if advice is None:
+            raise
+        raise UserError(f"{name}: {advice}") from error

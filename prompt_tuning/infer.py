@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers to texts from a tuned prompt: ranked labels or decoded text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from prompt_tuning import decoding, task_data
+from prompt_tuning.evaluate import Answerer
+from prompt_tuning.feature_converter import PromptFeatureConverter
+from prompt_tuning.model import Model
+from prompt_tuning.tasks import features
+from prompt_tuning.types import Params
+
+
+def answer_texts(
+    model: Model,
+    params: Params,
+    texts: Sequence[str],
+    card: Mapping[str, Any],
+    *,
+    batch_size: int = 32,
+    max_decode_len: int = 32,
+) -> list[dict[str, Any]]:
+    """Answers each text.
+
+    Args:
+      model: a network that holds the prompt.
+      params: all leaves, the prompt's among them.
+      texts: raw texts, as the prompt's task gives them to the model.
+      card: the prompt's card: labels, vocabulary, placement.
+      batch_size: rows of a batch.
+      max_decode_len: longest answer where there are no labels.
+
+    Returns:
+      For each text ``input``, ``answer`` and, with labels, ``scores``: the probability
+      of each label among them.
+
+    Raises:
+      UserError: the vocabulary of the card is not to be had.
+    """
+    vocabulary = features.vocabulary(card.get("vocabulary") or "t5")
+    converter = PromptFeatureConverter(
+        model.network.prompts,
+        model.network.config.vocab_size,
+        card.get("placement") or "prepend",
+    )
+    labels = card.get("labels")
+    answerer = Answerer(
+        model,
+        vocabulary,
+        labels=labels,
+        strategy=decoding.Greedy(max_decode_len, eos_id=vocabulary.eos_id),
+    )
+    rows: list[dict[str, Any]] = []
+    for tokens in task_data.text_batches(texts, vocabulary, converter, batch_size):
+        part = texts[len(rows) : len(rows) + batch_size]
+        if labels:
+            scores = np.asarray(answerer.scores(params, tokens))
+            chances = np.asarray(jax.nn.softmax(scores, axis=-1))
+            rows += [
+                {
+                    "input": text,
+                    "answer": labels[int(np.argmax(chance))],
+                    "scores": dict(zip(labels, chance.round(4).tolist())),
+                }
+                for text, chance in zip(part, chances)
+            ]
+        else:
+            answers = answerer.answer(params, tokens)
+            rows += [
+                {"input": text, "answer": vocabulary.decode(answer.tolist())}
+                for text, answer in zip(part, answers)
+            ]
+    return rows

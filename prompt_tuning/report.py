@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run tells: progress bar, metrics.jsonl, TensorBoard events, messages."""
+
+import json
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import rich.console
+import rich.progress
+
+from prompt_tuning import trees
+from prompt_tuning.types import Params
+
+METRICS_FILE = "metrics.jsonl"
+console = rich.console.Console(stderr=True, highlight=False)
+
+
+def say(message: str) -> None:
+    """Prints a line to standard error, above any progress bar."""
+    console.print(message, soft_wrap=True, markup=False)
+
+
+def parameter_counts(tuned: Params, frozen: Params) -> None:
+    """Prints how many parameters are tuned and frozen, and the tuned share."""
+    num_tuned, num_frozen = trees.count(tuned), trees.count(frozen)
+    share = num_tuned / (num_tuned + num_frozen)
+    say(
+        f"tuned {num_tuned:,} parameters, frozen {num_frozen:,}: "
+        f"{100 * share:.5f} % of {num_tuned + num_frozen:,} are tuned"
+    )
+
+
+def read_metrics(model_dir: pathlib.Path) -> list[dict]:
+    """The records of ``metrics.jsonl``, oldest first; a cut-off last line is left out."""
+    path = pathlib.Path(model_dir) / METRICS_FILE
+    records = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return records
+
+
+class Log:
+    """Writes the records of a run; a context manager that owns the progress bar.
+
+    A resumed run drops the records from beyond its first step, so that the file reads
+    like that of an uninterrupted run.
+    """
+
+    def __init__(
+        self, model_dir: pathlib.Path | None, steps: int, first: int, *, quiet: bool
+    ):
+        self._records = []
+        self._path = None
+        self._events = None
+        if model_dir is not None:
+            # Imported here: only runs that keep logs pay for it.
+            import tensorboardX
+
+            self._path = pathlib.Path(model_dir) / METRICS_FILE
+            self._records = [
+                record
+                for record in read_metrics(model_dir)
+                if record["step"] <= first
+            ]
+            text = "".join(json.dumps(record) + "\n" for record in self._records)
+            self._path.write_text(text)
+            self._events = tensorboardX.SummaryWriter(
+                str(self._path.parent / "tensorboard"), purge_step=first + 1
+            )
+        show = not quiet and (console.is_terminal or sys.stderr.isatty())
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("step {task.completed}/{task.total}"),
+            rich.progress.BarColumn(),
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.TimeElapsedColumn(),
+            rich.progress.TimeRemainingColumn(),
+            console=console,
+            disable=not show,
+        )
+        self._plain = not show and not quiet
+        self._task = self._bar.add_task("", total=steps, completed=first)
+        self._shown: dict[str, float] = {}
+
+    def __enter__(self) -> "Log":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._bar.stop()
+        if self._events is not None:
+            self._events.close()
+
+    def advance(self, step: int) -> None:
+        """Moves the bar."""
+        self._bar.update(self._task, completed=step)
+
+    def training(self, step: int, metrics: Sequence[Mapping[str, np.ndarray]]) -> float:
+        """Records the steps since the last call; returns the loss per target token."""
+        weight = float(sum(m["weight"] for m in metrics))
+        tokens = max(weight, 1.0)
+        values = {
+            "loss": float(sum(m["token_loss"] for m in metrics)) / tokens,
+            "token_accuracy": float(sum(m["correct"] for m in metrics)) / tokens,
+            "grad_norm": float(np.mean([m["grad_norm"] for m in metrics])),
+        }
+        self._write("train", step, values)
+        return values["loss"]
+
+    def validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records an evaluation."""
+        self._write("validation", step, metrics)
+        if self._plain:
+            text = ", ".join(f"{k} {v:.4f}" for k, v in self._shown.items())
+            say(f"step {step}: {text}")
+
+    def evaluated_steps(self) -> list[int]:
+        """Steps whose evaluation is on record."""
+        return [r["step"] for r in self._records if r["split"] == "validation"]
+
+    def _write(self, split: str, step: int, values: Mapping[str, float]) -> None:
+        record = {"split": split, "step": step, **values}
+        self._records.append(record)
+        self._shown.update(
+            {k: float(v) for k, v in values.items() if k != "grad_norm"}
+        )
+        self._bar.update(
+            self._task,
+            completed=step,
+            description=" ".join(f"{k} {v:.3f}" for k, v in self._shown.items()),
+        )
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            for name, value in values.items():
+                self._events.add_scalar(f"{split}/{name}", value, step)

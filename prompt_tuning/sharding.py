@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where arrays lie on many devices: a mesh of T5X's two axes, and T5X's rules.
+
+Rows of a batch are spread over ``data``; heads, MLP and vocabulary over ``model``.
+Prompts and their optimizer state are whole on every device.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from prompt_tuning import trees
+from prompt_tuning.errors import UserError
+from prompt_tuning.types import Batch, Params
+
+DATA, MODEL = "data", "model"
+Rules = Sequence[tuple[str, str | None]]
+
+
+def make_mesh(
+    num_partitions: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh with the axes ``data`` and ``model``.
+
+    Args:
+      num_partitions: devices that one copy of the model is cut over.
+      devices: by default all devices of all processes.
+
+    Raises:
+      UserError: ``num_partitions`` does not divide the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    if num_partitions < 1 or len(devices) % num_partitions:
+        raise UserError(
+            f"{num_partitions} model partitions do not divide {len(devices)} devices; "
+            f"set NUM_PARTITIONS to {_nearest(num_partitions, len(devices))}"
+        )
+    return jax.make_mesh(
+        (len(devices) // num_partitions, num_partitions),
+        (DATA, MODEL),
+        # Flax's logical partitioning leaves the inside of a program to the compiler.
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices,
+    )
+
+
+def logical_axis_rules(
+    activation_partitioning_dims: int = 1, parameter_partitioning_dims: int = 1
+) -> list[tuple[str, str | None]]:
+    """T5X's standard rules from logical to mesh axes, and two for prompts.
+
+    Args:
+      activation_partitioning_dims: 2 also spreads the hidden width of activations over
+        ``model``.
+      parameter_partitioning_dims: 2 also spreads the hidden width of parameters over
+        ``data``.
+
+    Raises:
+      UserError: either is neither 1 nor 2.
+    """
+    for name, dims in (
+        ("activation_partitioning_dims", activation_partitioning_dims),
+        ("parameter_partitioning_dims", parameter_partitioning_dims),
+    ):
+        if dims not in (1, 2):
+            raise UserError(f"{name}={dims!r} is neither 1 nor 2; set one of these")
+    embed = []
+    if activation_partitioning_dims == 2:
+        embed.append(("embed", MODEL))
+    if parameter_partitioning_dims == 2:
+        embed.append(("embed", DATA))
+    heads = [("mlp", MODEL), ("heads", MODEL), ("kv", None), ("joined_kv", MODEL)]
+    whole = [("embed", None)] if not embed else []
+    names = ("relpos_buckets", "abspos_buckets", "length", "layers", "stack")
+    names += ("mlp_activations", "prompt", "prompt_embed")
+    rules = [("batch", DATA), ("vocab", MODEL), *whole, *heads, *embed]
+    return rules + [(name, None) for name in names]
+
+
+def param_shardings(abstract_boxed_params: Params, mesh: Mesh, rules: Rules) -> Params:
+    """Where every parameter lies.
+
+    Args:
+      abstract_boxed_params: shapes in boxes with logical axes, as
+        `Model.abstract_params` gives them.
+      mesh: see `make_mesh`.
+      rules: see `logical_axis_rules`.
+
+    Returns:
+      A `NamedSharding` for every leaf, without boxes.
+
+    Raises:
+      UserError: a dimension does not divide over the devices it is spread over; all
+        such dimensions are listed.
+    """
+    specs = nn.get_partition_spec(abstract_boxed_params)
+    shardings = nn.logical_to_mesh_sharding(specs, mesh, list(rules))
+    _check_divides(abstract_boxed_params, specs, shardings, mesh)
+    return shardings
+
+
+def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """Puts a batch on the devices, its rows spread over ``data``.
+
+    Args:
+      batch: arrays ``[rows, ...]``; with several processes, each one's own rows.
+      mesh: see `make_mesh`.
+
+    Raises:
+      UserError: the rows do not divide over the devices.
+    """
+    parts = max(1, mesh.shape[DATA] // jax.process_count())
+    for name, rows in batch.items():
+        if rows.shape[0] % parts:
+            below = rows.shape[0] // parts * parts
+            raise UserError(
+                f"{rows.shape[0]} rows of {name} do not divide over {parts} devices; "
+                f"set BATCH_SIZE to {f'{below} or ' if below else ''}{below + parts}"
+            )
+    sharding = NamedSharding(mesh, PartitionSpec(DATA))
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows)
+        for name, rows in batch.items()
+    }
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of what is whole on every device: prompts, their state, keys."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+@contextlib.contextmanager
+def partitioned(mesh: Mesh, rules: Rules) -> Iterator[None]:
+    """Makes the network's constraints on activations hold in programs traced inside."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(list(rules)):
+        yield
+
+
+def _check_divides(
+    abstract_boxed: Params, specs: Params, shardings: Params, mesh: Mesh
+) -> None:
+    sizes: dict[str, int] = {}  # of the logical axes that are spread over `model`
+    bad: dict[str, str] = {}
+    logical, placed = trees.flatten(specs), trees.flatten(shardings)
+    for leaf_name, leaf in trees.flatten(nn.meta.unbox(abstract_boxed)).items():
+        axes = zip(leaf.shape, logical[leaf_name], placed[leaf_name].spec, strict=False)
+        for size, axis, mesh_axis in axes:
+            if mesh_axis is None:
+                continue
+            if mesh_axis == MODEL:
+                sizes[axis] = size
+            if size % mesh.shape[mesh_axis]:
+                bad[axis] = f"{axis} {size} over {mesh.shape[mesh_axis]} ({mesh_axis})"
+    if bad:
+        common = math.gcd(mesh.size, *sizes.values())
+        raise UserError(
+            f"the model does not divide over the devices: {', '.join(bad.values())}; "
+            f"set NUM_PARTITIONS to {_nearest(mesh.shape[MODEL], common)}"
+        )
+
+
+def _nearest(wanted: int, number: int) -> str:
+    """The divisors of ``number`` next below and above ``wanted``, as a choice."""
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    below = [d for d in divisors if d < wanted][-1:]
+    above = [d for d in divisors if d > wanted][:1]
+    return " or ".join(str(d) for d in below + above)

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One task as a run sees it: checked, tokenised, with a prompt's place in its rows."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from prompt_tuning import data, examples, report
+from prompt_tuning.feature_converter import PromptFeatureConverter
+from prompt_tuning.prompts import Prompt
+from prompt_tuning.tasks import features, labels
+from prompt_tuning.train import Batches
+
+
+class TaskData:
+    """A registered task or mixture with the lengths and prompts of a run.
+
+    Attributes:
+      vocabulary: of inputs and targets.
+      labels: the label set, or None where answers are free text.
+      converter: places the prompts' virtual ids, one example a row.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: str | None,
+        task_feature_lengths: Mapping[str, int],
+        prompts: Sequence[Prompt],
+        vocab_size: int,
+        placement: str = "prepend",
+    ):
+        """Imports ``module`` and finds the task.
+
+        Raises:
+          UserError: see `examples.find` and `data.make_converter`.
+        """
+        self._name = name
+        self._module = module
+        self._lengths = dict(task_feature_lengths)
+        self._prompts = tuple(prompts)
+        self._vocab_size = vocab_size
+        self._placement = placement
+        self._provider = examples.find(name, module)
+        self.converter = data.make_converter(
+            self._provider, self._lengths, prompts, vocab_size, placement
+        )
+        self.vocabulary: seqio.Vocabulary = self._provider.output_features[
+            "targets"
+        ].vocabulary
+        found = labels.label_set(name)
+        self.labels = None if found is None else list(found)
+
+    @property
+    def vocabulary_name(self) -> str:
+        """What a prompt's card calls the vocabulary (see `tasks.features`)."""
+        return features.name_of(self.vocabulary)
+
+    def check(self, split: str) -> None:
+        """Refuses a split that cannot be used whole; says which inputs lose their end.
+
+        Raises:
+          UserError: see `data.length_report`.
+        """
+        found = data.length_report(
+            self._provider, split, self._lengths, self.converter
+        )
+        if message := found.message():
+            report.say(message)
+
+    def batches(
+        self, split: str, batch_size: int, seed: int, *, pack: bool = False
+    ) -> Batches:
+        """Shuffled batches without end, from any batch on.
+
+        Raises:
+          UserError: see `data.load`.
+        """
+        self.check(split)
+        return lambda start: data.load(
+            self._name,
+            split=split,
+            task_feature_lengths=self._lengths,
+            prompts=self._prompts,
+            vocab_size=self._vocab_size,
+            placement=self._placement,
+            batch_size=batch_size,
+            shuffle=True,
+            seed=seed,
+            pack=pack,
+            start_batch=start,
+            examples_to_check=0,
+        )
+
+
+def text_batches(
+    texts: Sequence[str],
+    vocabulary: seqio.Vocabulary,
+    converter: PromptFeatureConverter,
+    batch_size: int,
+) -> Iterator[np.ndarray]:  # [batch_size, T + P]
+    """Texts as encoder rows with their prompt, none of them cut.
+
+    The rows are as long as the longest text wants, rounded up to a multiple of 32 so
+    that few shapes are compiled; the last batch is filled up with rows of padding.
+    """
+    ids = [[*vocabulary.encode(text), vocabulary.eos_id] for text in texts]
+    length = -(-max(map(len, ids)) // 32) * 32
+    dataset = tf.data.Dataset.from_generator(
+        lambda: ({"inputs": row, "targets": [vocabulary.eos_id]} for row in ids),
+        output_signature={
+            "inputs": tf.TensorSpec([None], tf.int32),
+            "targets": tf.TensorSpec([None], tf.int32),
+        },
+    )
+    rows = converter(dataset, {"inputs": length, "targets": 1})
+    for batch in rows.batch(batch_size).as_numpy_iterator():
+        tokens = batch["encoder_input_tokens"]
+        yield np.pad(tokens, ((0, batch_size - len(tokens)), (0, 0)))

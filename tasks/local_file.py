@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registers a local TSV, CSV or JSONL file as a task."""
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import seqio
+import tensorflow as tf
+
+from prompt_tuning import examples
+from prompt_tuning.errors import UserError
+from prompt_tuning.local_task import LocalTask
+from prompt_tuning.tasks import features, labels, sources
+from prompt_tuning.tasks import metrics as task_metrics
+from prompt_tuning.template import Positions
+
+_REGISTERED: set[str] = set()
+
+
+def register(
+    name: str,
+    files: Mapping[str, str],
+    template: str,
+    target_column: str = "label",
+    label_names: Mapping[str | int, str] | Sequence[str] | None = None,
+    metrics: Sequence[str] = ("accuracy",),
+    vocabulary: str = "mini",
+) -> seqio.Task:
+    """Registers a task of local files; see `LocalTask` for the arguments.
+
+    >>> task = register(
+    ...     "reviews", {"train": "reviews.tsv"}, "{sentence}",
+    ...     label_names=["negative", "positive"],
+    ... )  # doctest: +SKIP
+
+    Raises:
+      UserError: see `register_task`.
+    """
+    task = LocalTask(files, template, target_column, label_names, metrics, vocabulary)
+    return register_task(name, task)
+
+
+def register_task(name: str, local: LocalTask) -> seqio.Task:
+    """Reads the files and registers them as ``name``, in place of an earlier one.
+
+    Raises:
+      UserError: another task has the name, a file or the template is wrong (see
+        `LocalTask.read`), or the vocabulary cannot write a label.
+    """
+    if not local.files:
+        raise UserError(f"{name} has no files: give the path of each split")
+    metric_fns = task_metrics.by_name(local.metrics)
+    output_features = features.output_features(local.vocabulary)
+    for label in local.labels or ():
+        _check_reach(name, label, output_features["targets"].vocabulary)
+    splits = {split: _columns(local, split) for split in local.files}
+    if name in _REGISTERED:
+        seqio.TaskRegistry.remove(name)
+    elif name in seqio.TaskRegistry.names() or name in seqio.MixtureRegistry.names():
+        raise UserError(f"a task is called {name!r} already: choose another name")
+    try:
+        task = seqio.TaskRegistry.add(
+            name,
+            source=sources.Rows(splits.__getitem__, tuple(splits)),
+            preprocessors=[
+                functools.partial(_tokenize, parts=local.parsed.parts),
+                seqio.preprocessors.append_eos,
+            ],
+            postprocess_fn=task_metrics.strip,
+            metric_fns=metric_fns,
+            output_features=output_features,
+        )
+    except ValueError as error:
+        raise UserError(f"{name!r} cannot name a task: {error}") from error
+    _REGISTERED.add(name)
+    if local.labels is not None:
+        labels.register(name, local.labels)
+    return task
+
+
+def _check_reach(name: str, label: str, vocabulary: seqio.Vocabulary) -> None:
+    examples.vocab_size(vocabulary, name)
+    ids = vocabulary.encode(label)
+    if not ids or vocabulary.unk_id in ids:
+        raise UserError(
+            f"{name}: the vocabulary has no pieces for all of label {label!r}; use "
+            "another word for it in LABEL_NAMES"
+        )
+
+
+def _columns(local: LocalTask, split: str) -> sources.Columns:
+    texts, targets = local.read(split)
+    return {"texts": texts, "targets": targets}
+
+
+def _tokenize(
+    ds: tf.data.Dataset,
+    output_features: Mapping[str, seqio.Feature],
+    parts: Sequence,
+) -> tf.data.Dataset:
+    """Tokenises the texts between the pieces of the prompt one by one."""
+    vocabulary = output_features["inputs"].vocabulary
+
+    def convert(row):
+        texts = tf.unstack(
+            row["texts"], sum(not isinstance(part, Positions) for part in parts)
+        )
+        waiting = iter(texts)
+        inputs = [
+            tf.constant(part.ids, tf.int32)
+            if isinstance(part, Positions)
+            else tf.cast(vocabulary.encode_tf(next(waiting)), tf.int32)
+            for part in parts
+        ]
+        targets = output_features["targets"].vocabulary.encode_tf(row["targets"])
+        return {
+            "inputs_pretokenized": tf.strings.join(texts, separator=" "),
+            "inputs": tf.concat(inputs, axis=0),
+            "targets_pretokenized": row["targets"],
+            "targets": tf.cast(targets, tf.int32),
+        }
+
+    # Autograph would rewrite the iterator, which is plain Python.
+    convert = tf.autograph.experimental.do_not_convert(convert)
+    return ds.map(convert, num_parallel_calls=tf.data.AUTOTUNE)

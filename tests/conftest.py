@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures: the tiny model, its batch, and where the reference numbers lie."""
+
+import os
+import pathlib
+
+# Before JAX starts: sharding is tested on eight simulated devices.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    )
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from prompt_tuning.model import Model
+from prompt_tuning.network import T5Config, Transformer
+
+ROOT = pathlib.Path(__file__).parents[1]
+jax.config.update("jax_numpy_rank_promotion", "allow")
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """The reference material: beside the checkout, or PROMPT_TUNING_REFERENCE."""
+    folder = pathlib.Path(
+        os.environ.get("PROMPT_TUNING_REFERENCE", ROOT.parent / "shared")
+    )
+    if not folder.is_dir():
+        pytest.skip("the reference numbers are not on this machine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden(shared) -> pathlib.Path:
+    """Inputs and outputs that T5X produced on tiny models."""
+    return shared / "golden"
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> T5Config:
+    return T5Config(
+        vocab_size=256,
+        emb_dim=32,
+        num_heads=4,
+        num_encoder_layers=2,
+        num_decoder_layers=2,
+        head_dim=8,
+        mlp_dim=64,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config) -> Model:
+    return Model(Transformer(tiny_config))
+
+
+@pytest.fixture(scope="session")
+def tiny_params(tiny_model):
+    return tiny_model.init(jax.random.key(0))
+
+
+@pytest.fixture(scope="session")
+def tiny_batch() -> dict:
+    """Three rows of 10 inputs and 6 targets, with padding."""
+    inputs = jax.random.randint(jax.random.key(1), (3, 10), 2, 256)
+    targets = jax.random.randint(jax.random.key(2), (3, 6), 2, 256)
+    inputs = inputs.at[1, 7:].set(0).at[2, 4:].set(0)
+    targets = targets.at[1, 3:].set(0)
+    shifted = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
+    return {
+        "encoder_input_tokens": inputs,
+        "decoder_input_tokens": jnp.where(targets > 0, shifted, 0),
+        "decoder_target_tokens": targets,
+        "decoder_loss_weights": (targets > 0).astype(jnp.float32),
+    }

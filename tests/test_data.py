@@ -1,0 +1,492 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Virtual tokens in batches, and the batches of tasks and mixtures."""
+
+import collections
+import functools
+import itertools
+
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+
+from prompt_tuning import data, examples
+from prompt_tuning.errors import UserError
+from prompt_tuning.feature_converter import PROMPT_INDEX, PromptFeatureConverter, cure
+from prompt_tuning.prompts import Prompt
+from prompt_tuning.tasks import features, local_file, sources
+from prompt_tuning.template import WHOLE_PROMPT
+
+V = 50
+EOS = 1
+PROMPTS = (Prompt("first", 3), Prompt("second", 2))
+ONE = PROMPTS[:1]
+MINI = 8192
+
+
+def rows(converter, examples, inputs_length, targets_length=3):
+    """Converts (inputs, targets, prompt_index) triples."""
+
+    def generate():
+        for inputs, targets, index in examples:
+            yield {"inputs": inputs, "targets": targets, PROMPT_INDEX: index}
+
+    ids = tf.TensorSpec([None], tf.int32)
+    ds = tf.data.Dataset.from_generator(
+        generate,
+        output_signature={
+            "inputs": ids,
+            "targets": ids,
+            PROMPT_INDEX: tf.TensorSpec([], tf.int64),
+        },
+    )
+    lengths = {"inputs": inputs_length, "targets": targets_length}
+    return list(converter(ds, lengths).as_numpy_iterator())
+
+
+def encoder_tokens(converter, inputs, inputs_length, index=0):
+    (row,) = rows(converter, [(inputs, [9, EOS], index)], inputs_length)
+    return row["encoder_input_tokens"].tolist()
+
+
+@pytest.mark.parametrize(
+    "placement, expected",
+    [
+        ("prepend", [50, 51, 52, 7, 8, EOS, 0]),
+        ("append", [7, 8, EOS, 50, 51, 52, 0]),
+        ("after_bos", [7, 50, 51, 52, 8, EOS, 0]),
+    ],
+)
+def test_placement(placement, expected):
+    converter = PromptFeatureConverter(ONE, V, placement)
+    assert encoder_tokens(converter, [7, 8, EOS], 4) == expected
+
+
+def test_the_other_features_are_t5s():
+    (row,) = rows(PromptFeatureConverter(ONE, V), [([7, EOS], [9, 4, EOS], 0)], 4)
+    assert row["decoder_target_tokens"].tolist() == [9, 4, EOS]
+    assert row["decoder_input_tokens"].tolist() == [0, 9, 4]
+    assert row["decoder_loss_weights"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "inputs, expected",
+    [
+        ([-1, 7, -2, 8, EOS, -3], [50, 7, 51, 8, EOS, 52, 0, 0]),
+        ([7, WHOLE_PROMPT, 8, EOS], [7, 50, 51, 52, 8, EOS, 0, 0]),
+        # A template may leave positions out: nothing else is inserted.
+        ([7, -3, EOS], [7, 52, EOS, 0, 0, 0, 0, 0]),
+    ],
+)
+def test_a_task_says_where_the_positions_go(inputs, expected):
+    converter = PromptFeatureConverter(ONE, V, "append")
+    assert encoder_tokens(converter, inputs, 5) == expected
+
+
+@pytest.mark.parametrize(
+    "inputs, expected",
+    [
+        # The end of the text goes; EOS stays.
+        ([5, 6, 7, 8, EOS], [50, 51, 52, 5, 6, EOS]),
+        # Text that does not end in EOS just loses its end.
+        ([5, 6, 7, 8, 9], [50, 51, 52, 5, 6, 7]),
+        # Virtual tokens stay, also those behind the cut and behind EOS.
+        ([-1, 5, 6, 7, -2, 8, EOS, -3], [50, 5, 6, 51, EOS, 52]),
+        ([5, 6, EOS], [50, 51, 52, 5, 6, EOS]),
+    ],
+)
+def test_text_beyond_the_length_is_cut(inputs, expected):
+    assert encoder_tokens(PromptFeatureConverter(ONE, V), inputs, 3) == expected
+
+
+def test_rows_name_their_prompt():
+    converter = PromptFeatureConverter(PROMPTS, V)
+    # Both rows have room for the longer prompt.
+    assert encoder_tokens(converter, [7, EOS], 2, 0) == [50, 51, 52, 7, EOS]
+    assert encoder_tokens(converter, [7, EOS], 2, 1) == [53, 54, 7, EOS, 0]
+    assert encoder_tokens(converter, [-2, 7, EOS], 2, 1) == [54, 7, EOS, 0, 0]
+
+
+def test_without_prompts_nothing_is_inserted():
+    converter = PromptFeatureConverter((), V)
+    assert encoder_tokens(converter, [7, EOS], 3) == [7, EOS, 0]
+    # The same template serves model tuning.
+    assert encoder_tokens(converter, [-1, 7, WHOLE_PROMPT, EOS], 3) == [7, EOS, 0]
+
+
+@pytest.mark.parametrize("index", [2, -1])
+def test_unknown_prompt(index):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="no such prompt"):
+        encoder_tokens(PromptFeatureConverter(PROMPTS, V), [7, EOS], 3, index)
+
+
+def test_every_packed_segment_carries_its_prompt():
+    converter = PromptFeatureConverter(PROMPTS, V, pack=True)
+    two = [([7, EOS], [9, EOS], 0), ([8, EOS], [4, EOS], 1)]
+    (row,) = rows(converter, two, 10, 5)
+    assert row["encoder_input_tokens"].tolist() == [50, 51, 52, 7, 1, 53, 54, 8, 1, 0]
+    assert row["encoder_segment_ids"].tolist() == [1] * 5 + [2] * 4 + [0]
+    assert row["encoder_positions"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 0]
+    assert row["decoder_input_tokens"].tolist() == [0, 9, 0, 4, 0]
+    assert row["decoder_segment_ids"].tolist() == [1, 1, 2, 2, 0]
+
+
+def test_a_packed_segment_fits_its_row():
+    converter = PromptFeatureConverter(ONE, V, pack=True)
+    (row,) = rows(converter, [([5, 6, 7, 8, EOS], [EOS], 0)], 6)
+    assert row["encoder_input_tokens"].tolist() == [50, 51, 52, 5, 6, EOS]
+    with pytest.raises(UserError, match="no room for text beside a prompt of 3"):
+        rows(converter, [], 3)
+
+
+def test_limited_converter_never_exceeds_the_length():
+    converter = PromptFeatureConverter(ONE, V)
+    limited = converter.limited_to(3)
+    assert encoder_tokens(limited, [5, 6, 7, 8, EOS], 9) == [50, 51, 52, 5, 6, EOS]
+    assert len(encoder_tokens(converter, [5, EOS], 9)) == 12
+
+
+def test_unknown_placement():
+    with pytest.raises(UserError, match="'middle': choose one of 'prepend', 'append'"):
+        PromptFeatureConverter(ONE, V, "middle")
+
+
+# Tasks of few rows in the embedded vocabulary. Row i's inputs are the digits of i.
+
+ROWS = 10
+
+
+def add_task(name, count=ROWS, target="yes", preprocessors=(), **columns):
+    columns = {
+        "inputs": [f"{i:03}" for i in range(count)],
+        "targets": [target] * count,
+        **columns,
+    }
+    seqio.TaskRegistry.add(
+        name,
+        source=sources.Rows(lambda split: columns, ["train", "validation"]),
+        preprocessors=[
+            seqio.preprocessors.tokenize,
+            *preprocessors,
+            seqio.preprocessors.append_eos,
+        ],
+        output_features=features.output_features("mini"),
+    )
+    return name
+
+
+@pytest.fixture(scope="module")
+def task():
+    yield add_task("test_data_rows")
+    seqio.TaskRegistry.remove("test_data_rows")
+
+
+@pytest.fixture
+def temporary_task():
+    names = []
+
+    def add(name, **kwargs):
+        names.append(add_task(name, **kwargs))
+        return name
+
+    yield add
+    for name in names:
+        seqio.TaskRegistry.remove(name)
+
+
+def load(name, **kwargs):
+    defaults = {
+        "split": "train",
+        "task_feature_lengths": {"inputs": 8, "targets": 4},
+        "prompts": ONE,
+        "vocab_size": MINI,
+        "batch_size": 4,
+        "seed": 3,
+    }
+    return data.load(name, **{**defaults, **kwargs})
+
+
+def take(batches, count):
+    return [batch["encoder_input_tokens"] for batch in itertools.islice(batches, count)]
+
+
+def test_batches_have_the_models_shapes(task):
+    batch = next(load(task))
+    assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
+        "encoder_input_tokens": ((4, 11), "int32"),
+        "decoder_input_tokens": ((4, 4), "int32"),
+        "decoder_target_tokens": ((4, 4), "int32"),
+        "decoder_loss_weights": ((4, 4), "float32"),
+    }
+    assert (batch["encoder_input_tokens"][:, :3] == MINI + np.arange(3)).all()
+
+
+def test_the_seed_decides_the_order(task):
+    one, same, other = load(task), load(task), load(task, seed=4)
+    first = np.stack(take(one, 8))
+    np.testing.assert_array_equal(first, np.stack(take(same, 8)))
+    assert (first != np.stack(take(other, 8))).any()
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_run_resumes_where_it_stopped(task, pack):
+    whole = load(task, pack=pack, task_feature_lengths={"inputs": 24, "targets": 8})
+    later = load(
+        task,
+        pack=pack,
+        task_feature_lengths={"inputs": 24, "targets": 8},
+        start_batch=5,
+    )
+    assert later.position == 5
+    np.testing.assert_array_equal(take(whole, 9)[5:], take(later, 4))
+    assert later.position == whole.position == 9
+
+
+def test_epochs_are_shuffled_anew(temporary_task):
+    # Sorted labels and a source far larger than a batch must come out mixed.
+    name = temporary_task("test_data_epochs", count=100)
+    first, second = take(load(name, batch_size=100), 2)
+    assert (first != second).any()
+    unshuffled = next(load(name, batch_size=100, shuffle=False))
+    assert (first != unshuffled["encoder_input_tokens"]).any()
+
+
+def test_an_epoch_holds_every_example_once(task):
+    batches = list(load(task, num_epochs=1))
+    assert [data.real_rows(batch).sum() for batch in batches] == [4, 4, 2]
+    assert batches[-1]["decoder_loss_weights"][2:].sum() == 0
+    tokens = np.concatenate(
+        [batch["encoder_input_tokens"][data.real_rows(batch)] for batch in batches]
+    )
+    assert len(np.unique(tokens, axis=0)) == ROWS
+    assert len(list(load(task, num_epochs=1, drop_remainder=True))) == 2
+
+
+def test_processes_share_the_global_batches(task):
+    whole = take(load(task, num_epochs=2), 5)
+    parts = [take(load(task, num_epochs=2, shard_info=(i, 2)), 5) for i in (0, 1)]
+    for batch, first, second in zip(whole, *parts, strict=True):
+        np.testing.assert_array_equal(batch, np.concatenate([first, second]))
+    with pytest.raises(UserError, match="does not divide among 3 processes"):
+        load(task, shard_info=(0, 3))
+
+
+def test_mixture(task, temporary_task):
+    other = temporary_task("test_data_mixed", target="no")
+    seqio.MixtureRegistry.add("test_data_mixture", [(task, 3), (other, 1)])
+    try:
+        batches = load("test_data_mixture", batch_size=100)
+        targets = next(batches)["decoder_target_tokens"][:, 0]
+    finally:
+        seqio.MixtureRegistry.remove("test_data_mixture")
+    counts = sorted(collections.Counter(targets.tolist()).values())
+    assert len(counts) == 2 and 10 <= counts[0] <= 40
+
+
+def test_prompt_index_of_a_task(temporary_task):
+    name = temporary_task("test_data_index", prompt_index=[1] * ROWS)
+    batch = next(load(name, prompts=PROMPTS))
+    assert (batch["encoder_input_tokens"][:, :2] == MINI + np.array([3, 4])).all()
+
+
+def test_inputs_that_lose_their_end_are_reported(task):
+    whole = load(task)
+    assert whole.report.message() is None
+    assert (whole.report.examples, whole.report.complete) == (ROWS, True)
+    longest = whole.report.longest_inputs
+    lengths = {"inputs": longest - 1, "targets": 4}
+    report = load(task, task_feature_lengths=lengths).report
+    assert report.inputs_cut > 0
+    assert report.message() == (
+        f"{report.inputs_cut} of 10 inputs lose their end: they are longer than "
+        f"{longest - 1} tokens (the longest has {longest}); raise "
+        "TASK_FEATURE_LENGTHS['inputs'] to keep them whole"
+    )
+    partly = load(task, task_feature_lengths=lengths, examples_to_check=4).report
+    assert (partly.examples, partly.complete) == (4, False)
+    assert "of the first 4 inputs" in partly.message()
+
+
+def test_tasks_that_cut_before_eos_are_cut_here(temporary_task):
+    """seqio's own cutting would neither be counted nor know virtual tokens."""
+    name = "test_data_after_trim"
+    seqio.TaskRegistry.add(
+        name,
+        source=sources.Rows(
+            lambda split: {"inputs": ["a b c d e f"], "targets": ["yes"]}, ["train"]
+        ),
+        preprocessors=[
+            seqio.preprocessors.tokenize,
+            seqio.preprocessors.append_eos_after_trim,
+        ],
+        output_features=features.output_features("mini"),
+    )
+    try:
+        lengths = {"inputs": 4, "targets": 4}
+        batches = load(name, task_feature_lengths=lengths)
+        tokens = next(batches)["encoder_input_tokens"][0]
+    finally:
+        seqio.TaskRegistry.remove(name)
+    assert batches.report.inputs_cut == 1
+    assert tokens[-1] == EOS and len(tokens) == 7
+
+
+def test_tasks_that_need_the_lengths_get_them(temporary_task):
+    seen = []
+
+    def needs_lengths(ds, sequence_length):
+        seen.append(dict(sequence_length))
+        return ds
+
+    name = temporary_task("test_data_needs", preprocessors=[needs_lengths])
+    next(load(name))
+    assert seen and all(lengths == {"inputs": 8, "targets": 4} for lengths in seen)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"split": "dev"}, "no split 'dev': choose one of train, validation"),
+        ({"module": "no.such"}, "MIXTURE_OR_TASK_MODULE='no.such' does not import"),
+        ({"vocab_size": 100}, "has 8192 ids but the model's table 100 rows"),
+        ({"placement": "in"}, "no placement is called 'in'"),
+        ({"task_feature_lengths": {"inputs": 8}}, "must give 'inputs' and 'targets'"),
+        (
+            {"task_feature_lengths": {"inputs": 8, "targets": 1}},
+            "(the longest has 2): set TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 2}",
+        ),
+        (
+            {"pack": True, "task_feature_lengths": {"inputs": 3, "targets": 4}},
+            "packed rows of 3 tokens leave no room",
+        ),
+    ],
+)
+def test_mistakes(task, options, message):
+    with pytest.raises(UserError) as error:
+        load(task, **options)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_over_long_targets_are_refused_wherever_they_are(task):
+    batches = load(
+        task,
+        task_feature_lengths={"inputs": 8, "targets": 1},
+        examples_to_check=0,
+    )
+    with pytest.raises(UserError, match=r"longer than TASK_FEATURE_LENGTHS\['targets"):
+        next(batches)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("test_data_row", "did you mean test_data_rows"),
+        ("qqqqqqqqqq", "name the module that registers it"),
+    ],
+)
+def test_misspelt_task(task, name, message):
+    with pytest.raises(UserError, match=message):
+        load(name)
+
+
+def test_empty_split(temporary_task):
+    name = temporary_task("test_data_empty", count=0)
+    with pytest.raises(UserError, match="split 'train' of test_data_empty is empty"):
+        load(name)
+
+
+def test_module_with_a_syntax_error(tmp_path, monkeypatch):
+    (tmp_path / "broken_task_module.py").write_text("def (\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="SyntaxError"):
+        examples.find("any", "broken_task_module")
+
+
+def test_inputs_that_name_positions_twice():
+    def generate():
+        yield {"inputs": [-1, -2, -3, -1, EOS], "targets": [EOS]}
+
+    ids = tf.TensorSpec([None], tf.int32)
+    ds = tf.data.Dataset.from_generator(
+        generate, output_signature={"inputs": ids, "targets": ids}
+    )
+    ds = PromptFeatureConverter(ONE, V)(ds, {"inputs": 4, "targets": 2})
+    with pytest.raises(tf.errors.InvalidArgumentError) as error:
+        next(ds.as_numpy_iterator())
+    assert "name each position once" in cure(error.value)
+
+
+def test_source_that_takes_no_seed():
+    def rows_of(split, shuffle_files):
+        del split, shuffle_files
+        return tf.data.Dataset.from_tensors({"inputs": "a", "targets": "b"})
+
+    name = "test_data_no_seed"
+    seqio.TaskRegistry.add(
+        name,
+        source=seqio.FunctionDataSource(rows_of, splits=["train"]),
+        preprocessors=[seqio.preprocessors.tokenize],
+        output_features=features.output_features("mini"),
+    )
+    try:
+        with pytest.raises(UserError, match="seqio cannot read .*'seed'"):
+            load(name)
+    finally:
+        seqio.TaskRegistry.remove(name)
+
+
+@pytest.fixture
+def template_task(tmp_path):
+    def register(template):
+        path = tmp_path / "rows.tsv"
+        path.write_text("text\tlabel\na b\t0\n")
+        return local_file.register(
+            "test_data_template",
+            {"train": str(path)},
+            template,
+            label_names=["no", "yes"],
+        ).name
+
+    yield register
+    seqio.TaskRegistry.remove("test_data_template")
+    local_file._REGISTERED.discard("test_data_template")
+
+
+def test_template_beyond_the_prompt(template_task):
+    name = template_task("{prompt:0:4} {text}")
+    assert load(name, prompts=[Prompt("long", 4)])
+    with pytest.raises(UserError, match="beyond the end of the prompt: raise"):
+        load(name)
+
+
+def test_evaluation_sees_the_same_rows_as_training(template_task):
+    """seqio's evaluator, given no lengths, leaves cutting to the converter too."""
+    name = template_task("{prompt:0:1} {text} {prompt:1:3}")
+    lengths = {"inputs": 2, "targets": 4}
+    provider = examples.find(name)
+    converter = data.make_converter(provider, lengths, ONE, MINI)
+    evaluator = seqio.Evaluator(
+        name,
+        converter.limited_to(lengths["inputs"]),
+        eval_split="train",
+        use_cached=False,
+        sequence_length=examples.lengths_for(provider, lengths),
+        logger_cls=(),
+    )
+    seen = []
+
+    def predict(ds):
+        seen.extend(row["encoder_input_tokens"] for _, row in ds.as_numpy_iterator())
+        return [(0, [5, EOS])]
+
+    evaluator.evaluate(compute_metrics=False, step=0, predict_fn=predict)
+    expected = next(load(name, task_feature_lengths=lengths, batch_size=1))
+    np.testing.assert_array_equal(seen, expected["encoder_input_tokens"])
+
+
+def test_functools_wrapped_trimming_is_recognised(temporary_task):
+    trim = functools.partial(seqio.preprocessors.append_eos_after_trim)
+    name = temporary_task("test_data_partial", preprocessors=[trim])
+    provider = examples.find(name)
+    assert examples.lengths_for(provider, {"inputs": 1, "targets": 1}) is None

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The code's architecture, read from its syntax trees: layers, sizes, docstrings."""
+
+import ast
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# Imports point down: a module may import only modules that stand above it in this
+# table, in a lower layer or earlier in its own.
+LAYERS = {
+    "vocabulary": ("errors", "types", "trees"),
+    "pure pieces": (
+        "layers",
+        "losses",
+        "initializers",
+        "decoding",
+        "optim",
+        "sharding",
+    ),
+    "network and methods": ("prompts", "network", "methods"),
+    "the tuned model": ("model", "step"),
+    "the outside world": (
+        "pretraining",
+        "checkpoints",
+        "checkpoints.layout",
+        "checkpoints.model_file",
+        "checkpoints.prompt_file",
+        "checkpoints.state",
+        "report",
+        "plots",
+        "prompt_inits",
+        "base",
+        "feature_converter",
+        "data",
+        "evaluate",
+        "train",
+        "tasks.features",
+        "tasks.labels",
+        "tasks.metrics",
+        "tasks.preprocessors",
+        "tasks.sources",
+        "tasks",
+        "tasks.rotten_tomatoes",
+    ),
+    "the command line": ("commands", "config", "cli", "demo", "__main__"),
+}
+ORDER = [module for layer in LAYERS.values() for module in layer]
+# TensorFlow costs seconds to load: only what reads data pays for it.
+DATA = {"data", "evaluate", "feature_converter"}
+TENSORFLOW = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"}
+GIN = {"config", "cli"}
+LONGEST_MODULE = 450
+
+
+def modules() -> dict[str, pathlib.Path]:
+    """Every installed module by its name below `prompt_tuning`; the root is ''."""
+    found = {}
+    for prefix, folder in [("", "prompt_tuning"), ("tasks", "tasks")]:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            parts = (prefix, *parts) if prefix else parts
+            found[".".join(parts).removesuffix("__init__").rstrip(".")] = path
+    return found
+
+
+MODULES = modules()
+TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+
+
+def imported(nodes) -> set[str]:
+    """Dotted names that the import statements among ``nodes`` bring in."""
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "write imports in full"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                own = whole.removeprefix("prompt_tuning.")
+                names.add(whole if own in MODULES else node.module)
+    return names
+
+
+def imports(name: str) -> set[str]:
+    """All imports of a module, also those inside functions."""
+    return imported(ast.walk(TREES[name]))
+
+
+def imports_on_load(name: str) -> set[str]:
+    """The imports that run as soon as the module is loaded."""
+    return imported(TREES[name].body)
+
+
+def own(names: set[str]) -> set[str]:
+    """Keeps this package's modules, without the package's name."""
+    prefix = "prompt_tuning."
+    return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+
+
+def top(names: set[str]) -> set[str]:
+    """First parts of dotted names."""
+    return {name.split(".")[0] for name in names}
+
+
+def is_data(name: str) -> bool:
+    return name in DATA or name == "tasks" or name.startswith("tasks.")
+
+
+def test_every_module_has_a_layer():
+    assert sorted(set(MODULES) - {""}) == sorted(ORDER)
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {""}))
+def test_imports_point_down(name):
+    rank = ORDER.index(name)
+    up = {other for other in own(imports(name)) if ORDER.index(other) >= rank}
+    assert not up, f"{name} must not import {sorted(up)}"
+
+
+def test_the_package_itself_loads_only_the_standard_library():
+    assert top(imports_on_load("")) <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_tensorflow_stays_in_data_code(name):
+    if not is_data(name):
+        assert not top(imports(name)) & TENSORFLOW
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_gin_stays_in_the_command_line(name):
+    if name not in GIN:
+        assert "gin" not in top(imports(name))
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_module_is_short(name):
+    assert len(MODULES[name].read_text().splitlines()) <= LONGEST_MODULE
+
+
+def test_the_median_module_is_under_200_lines():
+    lines = [len(path.read_text().splitlines()) for path in MODULES.values()]
+    assert statistics.median(lines) < 200
+
+
+def public_definitions(body):
+    """Public functions and classes, and the methods that classes do not inherit."""
+    for node in body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+            continue
+        if node.name.startswith("_"):
+            continue
+        yield node
+        if isinstance(node, ast.ClassDef) and not node.bases:
+            yield from public_definitions(node.body)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_public_names_have_docstrings(name):
+    tree = TREES[name]
+    assert ast.get_docstring(tree), "say why the module exists"
+    definitions = public_definitions(tree.body)
+    assert not [node.name for node in definitions if not ast.get_docstring(node)]
+
+
+def test_every_python_file_names_its_licence():
+    folders = ("prompt_tuning", "configs", "tasks", "tests", "scripts")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    assert paths
+    for path in [ROOT / "setup.py", *paths]:
+        lines = path.read_text().splitlines()
+        first = lines[1] if lines[0].startswith("#!") else lines[0]
+        assert first == "# SPDX-License-Identifier: Apache-2.0", path
+
+
+def run_python(code: str) -> str:
+    """Standard output of a fresh interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_the_package_is_quick_and_light(record_property):
+    start = time.monotonic()
+    loaded = run_python("import sys, prompt_tuning; print(*sys.modules)").split()
+    seconds = time.monotonic() - start
+    print(f"import prompt_tuning: {seconds:.2f} s with the interpreter's start")
+    record_property("import_seconds", seconds)
+    # Far above the 0.1 s it takes, far below what JAX or TensorFlow would add on a
+    # machine that is busy with other things.
+    assert seconds < 10
+    assert not set(loaded) & {*TENSORFLOW, "gin", "jax"}
+
+
+def test_the_public_names_load_no_tensorflow():
+    loaded = run_python(
+        "import sys, prompt_tuning\n"
+        "for name in prompt_tuning.__all__:\n"
+        "    assert getattr(prompt_tuning, name) and name in dir(prompt_tuning)\n"
+        "print(*sys.modules)"
+    ).split()
+    assert "jax" in loaded
+    assert not set(loaded) & {*TENSORFLOW, "gin"}
+
+
+def test_unknown_public_name():
+    import prompt_tuning
+
+    with pytest.raises(AttributeError, match="no attribute 'Promt'"):
+        prompt_tuning.Promt  # noqa: B018
+
+
+def test_only_data_code_loads_tensorflow():
+    light = [name for name in ORDER if not is_data(name) and name != "__main__"]
+    lines = [f"import prompt_tuning.{name}" for name in light]
+    loaded = run_python("\n".join(["import sys", *lines, "print(*sys.modules)"]))
+    assert not set(loaded.split()) & TENSORFLOW

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`prompt-tuning inspect` says what prompts, models and runs hold."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prompt_tuning import inspect_file, optim
+from prompt_tuning.checkpoints import model_file, prompt_file
+from prompt_tuning.checkpoints.state import Checkpoints
+from prompt_tuning.errors import UserError
+from prompt_tuning.step import TrainState
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory, tiny_params):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    model_file.save_model(folder, tiny_params, {"source": {"steps": 7}}, "bfloat16")
+    return folder
+
+
+@pytest.fixture
+def prompt_path(tmp_path, tiny_params):
+    """Position 0 points along token 17, position 1 against token 99."""
+    table = np.asarray(tiny_params["token_embedder"]["embedding"])
+    prompt = np.stack([3 * table[17], -2 * table[99]])
+    card = {"task": "sentiment[/b]", "base_model": {"name": "tiny"}}
+    prompt_file.save_prompt(tmp_path / "p.safetensors", prompt, card)
+    return tmp_path / "p.safetensors"
+
+
+def shown(capsys, *args) -> str:
+    inspect_file.show(*args)
+    return capsys.readouterr().out
+
+
+def test_a_prompt_shows_its_card_norms_and_range(capsys, prompt_path):
+    prompt, _ = prompt_file.load_prompt(prompt_path)
+    text = shown(capsys, prompt_path)
+    assert "sentiment[/b]" in text and "base_model.name" in text
+    assert f"{np.linalg.norm(prompt, axis=1).mean():.4g} (" in text
+    assert f"{prompt.min():.4g} to {prompt.max():.4g}" in text
+    assert "nearest" not in text
+
+
+def test_a_base_model_names_the_nearest_tokens(
+    capsys, prompt_path, model_folder, tiny_params
+):
+    text = shown(capsys, prompt_path, str(model_folder))
+    assert "17 1.00" in text and "99 -1.00" not in text
+    table = np.asarray(tiny_params["token_embedder"]["embedding"])
+    prompt, _ = prompt_file.load_prompt(prompt_path)
+    ids, cosines = inspect_file.nearest_tokens(prompt, table, count=256)
+    assert ids[0, 0] == 17 and ids[1, -1] == 99
+    np.testing.assert_allclose(cosines[:, [0, -1]][[0, 1], [0, 1]], [1, -1], rtol=1e-5)
+    assert np.all(np.diff(cosines, axis=1) <= 0)
+
+
+def test_a_prompt_of_another_width_has_no_neighbours(tmp_path, model_folder):
+    path = tmp_path / "p.safetensors"
+    prompt_file.save_prompt(path, np.ones((2, 48), np.float32), {})
+    with pytest.raises(UserError, match="width 48, the model .* has width 32"):
+        inspect_file.inspect(path, str(model_folder))
+
+
+def test_a_model_shows_counts_dtypes_bytes_sizes_and_metadata(
+    capsys, model_folder, tiny_params
+):
+    count = sum(leaf.size for leaf in jax.tree.leaves(tiny_params))
+    for path in (model_folder, model_folder / "model.safetensors"):
+        text = shown(capsys, path)
+        assert f"{count:,} in" in text and f"{2 * count:,}" in text
+        assert "bfloat16 (" in text
+        assert "num_encoder_layers" in text and "source.steps" in text
+
+
+def test_a_run_shows_steps_best_and_its_prompt(capsys, tmp_path, prompt_path):
+    tuned = {"prompts": {"task": jnp.ones((2, 32))}}
+    state = TrainState.create(tuned, optim.adamw(0.1), jax.random.key(0))
+    runs = Checkpoints(tmp_path, 2)
+    runs.save(10, state, {"batch": 10})
+    assert "no evaluation yet" in shown(capsys, tmp_path)
+    best = {"accuracy": 0.625, "tuned": list(range(99))}
+    runs.save(20, state, {"batch": 20}, best)
+    text = shown(capsys, tmp_path)
+    assert "10, 20" in text
+    assert "0.625" in text and "99 values" in text
+    assert "base_model.name" in text
+
+
+def test_other_paths_are_one_line(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    for path, cure in (
+        (tmp_path, "is no prompt file, model folder or MODEL_DIR"),
+        (tmp_path / "absent", "is no prompt file, model folder or MODEL_DIR"),
+        (tmp_path / "notes.txt", "is not a prompt file"),
+        ("embedded:absent", "is embedded"),
+    ):
+        with pytest.raises(UserError, match=cure) as caught:
+            inspect_file.inspect(path)
+        assert "\n" not in str(caught.value)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
