@@ -20,7 +20,7 @@ demo: $(READY) ## Tune a soft prompt on movie reviews (at most 10 minutes).
 	$(RUN) -m prompt_tuning demo
 
 test: $(READY) ## Run the tests that need neither a GPU nor much patience.
-	$(RUN) -m pytest -q -n 2 -m "not slow and not gpu"
+	$(RUN) -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu"
 
 lint: $(READY) ## Check formatting, style and types.
 	$(VENV)/bin/ruff format --check .

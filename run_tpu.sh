@@ -23,8 +23,10 @@ and runs `python3 -m prompt_tuning COMMAND arguments` there. The TPU VM is left 
 
 Example:
   ./run_tpu.sh --name tuning --zone us-central1-a -- train \
-    --gin_file=runs/train.gin --gin_file=models/t5_1_1_base.gin \
-    --gin.MODEL_DIR="'/tmp/boolq'"
+    --gin_file=models/t5_1_1_mini.gin --gin_file=methods/prompt_tuning.gin \
+    --gin.MIXTURE_OR_TASK_NAME=rotten_tomatoes \
+    --gin.TASK_FEATURE_LENGTHS="{'inputs': 96, 'targets': 4}" \
+    --gin.MODEL_DIR=/tmp/tuning
 EOF
 }
 
@@ -75,12 +77,12 @@ if $dry_run || ! "${tpu[@]}" describe "$name" "${where[@]}" >/dev/null 2>&1; the
     "--accelerator-type=$type" "--version=$version"
 fi
 
-# What git tracks or would track: neither environments nor runs travel.
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-git -C "$checkout" ls-files -z --cached --others --exclude-standard >"$scratch/files"
+# What an installation reads, so that neither environments nor runs travel.
 run tar --create --gzip --file="$scratch/checkout.tar.gz" --directory="$checkout" \
-  --null --files-from="$scratch/files"
+  --exclude=__pycache__ \
+  prompt_tuning configs tasks pyproject.toml setup.py README.md LICENSE
 on_every_worker 'rm -rf ~/prompt_tuning_run && mkdir ~/prompt_tuning_run'
 run "${tpu[@]}" scp "$scratch/checkout.tar.gz" "$name:prompt_tuning_run/" \
   "${where[@]}" --worker=all
@@ -88,7 +90,7 @@ on_every_worker "$(tr '\n' ' ' <<'EOF'
 cd ~/prompt_tuning_run && mkdir src && tar -xzf checkout.tar.gz -C src &&
 python3 -m pip install --quiet --user uv &&
 ~/.local/bin/uv venv --quiet --python 3.12 venv &&
-~/.local/bin/uv pip install --quiet --python venv/bin/python './src[tpu]'
+~/.local/bin/uv pip install --quiet --python venv/bin/python './src[tpu,demo]'
 EOF
 )"
 on_every_worker "prompt_tuning_run/venv/bin/python3 -m prompt_tuning ${*@Q}"

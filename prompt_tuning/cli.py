@@ -2,6 +2,7 @@
 """The command line: ``prompt-tuning COMMAND --gin_file=... --gin.NAME=value``."""
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -67,7 +68,7 @@ def split_bindings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     rest, bindings = [], []
     waiting = iter(arguments)
     for argument in waiting:
-        if argument.startswith("--gin.") or argument.startswith("--gin_bindings="):
+        if argument.startswith(("--gin.", "--gin_bindings=")):
             text = argument.removeprefix("--gin.").removeprefix("--gin_bindings=")
             if "=" not in text:
                 text = f"{text}={next(waiting, '')}"
@@ -90,12 +91,15 @@ def run(arguments: Sequence[str]) -> None:
         inspect_file.show(options.path, options.base)
         return
     if options.command == "demo":
+        _import_quietly("seqio")
         from prompt_tuning import demo
 
         demo.run(options.output, options.seeds)
         return
     from prompt_tuning import config
 
+    if options.command != "pretrain":
+        _import_quietly("seqio")
     files = list(options.gin_file)
     run_file = RUN_FILES[options.command]
     if not any(os.path.basename(f) == os.path.basename(run_file) for f in files):
@@ -103,6 +107,24 @@ def run(arguments: Sequence[str]) -> None:
     search = [path for path in options.gin_search_paths.split(",") if path]
     config.parse(files, bindings, search)
     config.run(options.command, getattr(options, "texts", None))
+
+
+def _import_quietly(name: str) -> None:
+    """Imports a module whose C++ parts print to standard error as they load.
+
+    TensorFlow, which seqio imports, reports there that it has no GPU; ours is not its
+    business. Python's own errors are not affected.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    sink = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 2)
+        importlib.import_module(name)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(sink)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

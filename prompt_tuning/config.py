@@ -15,20 +15,23 @@ from typing import Any
 
 import gin
 
-from prompt_tuning import commands, optim, prompt_inits
+from prompt_tuning import optim, prompt_inits
+from prompt_tuning.commands import common, evaluate, infer, pretrain, train
 from prompt_tuning.errors import UserError
+from prompt_tuning.local_task import LocalTask
 from prompt_tuning.network import T5Config
 
 # Everything a gin file may name.
 CONFIGURABLES: tuple[Callable[..., Any], ...] = (
-    commands.train,
-    commands.evaluate,
-    commands.infer,
-    commands.pretrain,
+    train.train,
+    evaluate.evaluate,
+    infer.infer,
+    pretrain.pretrain,
     T5Config,
     optim.adafactor,
     optim.adamw,
     optim.learning_rate_schedule,
+    LocalTask,
     prompt_inits.random_init,
     prompt_inits.sampled_vocab_init,
     prompt_inits.class_labels_init,
@@ -37,6 +40,7 @@ CONFIGURABLES: tuple[Callable[..., Any], ...] = (
 )
 CONFIGURABLE = {fn.__name__: gin.external_configurable(fn) for fn in CONFIGURABLES}
 
+CONFIG_FILE = "config.gin"
 _MACRO = re.compile(r"^([A-Z][A-Z0-9_]*)\s*=")
 _REFERENCE = re.compile(r"%([A-Z][A-Z0-9_]*)")
 
@@ -146,9 +150,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _without_comments(texts: Sequence[str]) -> list[str]:
-    return [
-        line.split("#", 1)[0] for text in texts for line in text.splitlines()
-    ]
+    return [line.split("#", 1)[0] for text in texts for line in text.splitlines()]
 
 
 def run(command: str, texts: Sequence[str] | None = None) -> None:
@@ -174,13 +176,9 @@ def run(command: str, texts: Sequence[str] | None = None) -> None:
         for row in rows:
             print(json.dumps(row, ensure_ascii=False))
         return
-    results = CONFIGURABLE[name]()
-    folder = _output_folder(name)
-    if folder is not None:
-        commands.write_text(pathlib.Path(folder) / "config.gin", operative_config())
+    results = CONFIGURABLE[name](
+        on_start=lambda folder: common.write_text(
+            folder / CONFIG_FILE, operative_config()
+        )
+    )
     print(json.dumps(results, indent=2, ensure_ascii=False))
-
-
-def _output_folder(name: str) -> str | None:
-    parameter = "output_dir" if name == "evaluate" else "model_dir"
-    return gin.query_parameter(f"{name}.{parameter}")

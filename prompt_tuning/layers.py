@@ -136,7 +136,9 @@ def activation(name: str) -> Callable[[Array], Array]:
     if name == "linear":
         return lambda x: x
     if not hasattr(nn, name):
-        raise ValueError(f"no activation is called {name!r}; try 'relu', 'gelu', 'silu'")
+        raise ValueError(
+            f"no activation is called {name!r}; try 'relu', 'gelu', 'silu'"
+        )
     return getattr(nn, name)
 
 

@@ -83,9 +83,7 @@ def weights_and_divisor(
     )
 
 
-def _sequence_weights(
-    weights: Array, segment_ids: Array | None
-) -> tuple[Array, Array]:
+def _sequence_weights(weights: Array, segment_ids: Array | None) -> tuple[Array, Array]:
     """Weights that sum to 1 within each sequence, and the number of sequences."""
     if segment_ids is None:
         segment_ids = jnp.ones(weights.shape, jnp.int32)

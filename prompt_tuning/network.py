@@ -149,9 +149,7 @@ class Stack(nn.Module):
 
         block = Block
         if cfg.remat != "none":
-            block = nn.remat(
-                Block, policy=REMAT_POLICIES[cfg.remat], prevent_cse=False
-            )
+            block = nn.remat(Block, policy=REMAT_POLICIES[cfg.remat], prevent_cse=False)
         length = cfg.num_decoder_layers if self.is_decoder else cfg.num_encoder_layers
         x, _ = nn.scan(
             block,
@@ -161,9 +159,9 @@ class Stack(nn.Module):
             length=length,
             unroll=min(cfg.unroll, length),
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(cfg, self.is_decoder, deterministic, decode, name="layers")(
-            x, mask, bias, memory, memory_mask
-        )
+        )(
+            cfg, self.is_decoder, deterministic, decode, name="layers"
+        )(x, mask, bias, memory, memory_mask)
         if self.is_decoder:
             y = layers.RMSNorm(cfg.dtype, name="decoder_norm")(x)
             y = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(

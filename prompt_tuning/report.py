@@ -5,6 +5,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import numpy as np
 import rich.console
@@ -64,9 +65,7 @@ class Log:
 
             self._path = pathlib.Path(model_dir) / METRICS_FILE
             self._records = [
-                record
-                for record in read_metrics(model_dir)
-                if record["step"] <= first
+                record for record in read_metrics(model_dir) if record["step"] <= first
             ]
             text = "".join(json.dumps(record) + "\n" for record in self._records)
             self._path.write_text(text)
@@ -87,7 +86,7 @@ class Log:
         self._task = self._bar.add_task("", total=steps, completed=first)
         self._shown: dict[str, float] = {}
 
-    def __enter__(self) -> "Log":
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
@@ -126,9 +125,7 @@ class Log:
     def _write(self, split: str, step: int, values: Mapping[str, float]) -> None:
         record = {"split": split, "step": step, **values}
         self._records.append(record)
-        self._shown.update(
-            {k: float(v) for k, v in values.items() if k != "grad_norm"}
-        )
+        self._shown.update({k: float(v) for k, v in values.items() if k != "grad_norm"})
         self._bar.update(
             self._task,
             completed=step,

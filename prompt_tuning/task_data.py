@@ -9,8 +9,9 @@ import tensorflow as tf
 
 from prompt_tuning import data, examples, report
 from prompt_tuning.feature_converter import PromptFeatureConverter
+from prompt_tuning.local_task import LocalTask
 from prompt_tuning.prompts import Prompt
-from prompt_tuning.tasks import features, labels
+from prompt_tuning.tasks import features, labels, local_file
 from prompt_tuning.train import Batches
 
 
@@ -27,18 +28,21 @@ class TaskData:
         self,
         name: str,
         module: str | None,
+        local: LocalTask | None,
         task_feature_lengths: Mapping[str, int],
         prompts: Sequence[Prompt],
         vocab_size: int,
         placement: str = "prepend",
     ):
-        """Imports ``module`` and finds the task.
+        """Registers ``local`` files or imports ``module``, and finds the task.
 
         Raises:
           UserError: see `examples.find` and `data.make_converter`.
         """
+        if local is not None:
+            local_file.register_task(name, local)
+            module = None
         self._name = name
-        self._module = module
         self._lengths = dict(task_feature_lengths)
         self._prompts = tuple(prompts)
         self._vocab_size = vocab_size
@@ -64,9 +68,7 @@ class TaskData:
         Raises:
           UserError: see `data.length_report`.
         """
-        found = data.length_report(
-            self._provider, split, self._lengths, self.converter
-        )
+        found = data.length_report(self._provider, split, self._lengths, self.converter)
         if message := found.message():
             report.say(message)
 

@@ -146,9 +146,7 @@ def fit(
             report.say(f"resuming from step {position['batch']} in {model_dir}")
     report.parameter_counts(tuned, frozen)
 
-    train_step = jax.jit(
-        make_train_step(model, tx, num_microbatches), donate_argnums=0
-    )
+    train_step = jax.jit(make_train_step(model, tx, num_microbatches), donate_argnums=0)
     first = int(state.step)
     log = report.Log(model_dir, schedule.steps, first, quiet=quiet)
     pending: list[dict[str, Array]] = []
@@ -251,7 +249,7 @@ def _read_best(model_dir: pathlib.Path, record: Mapping[str, Any] | None):
     with files.reading(
         _best_file(model_dir, record["step"]), "the best parameters of a run"
     ) as file:
-        tuned = trees.unflatten({n: file.get_tensor(n) for n in file.keys()})
+        tuned = trees.unflatten({n: file.get_tensor(n) for n in file.keys()})  # noqa: SIM118
     return Best(**record, tuned=tuned)
 
 

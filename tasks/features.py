@@ -48,7 +48,7 @@ def vocabulary(name: str) -> seqio.Vocabulary:
         path = os.environ.get(variable, published)
     elif name == "mini":
         assets = importlib.resources.files("prompt_tuning") / "assets"
-        path = os.fspath(assets / "t5_1_1_mini" / "spiece.model")
+        path = str(assets / "t5_1_1_mini" / "spiece.model")
     elif os.path.isfile(name) or "://" in name:
         path = name
     else:

@@ -3,10 +3,12 @@
 
 from prompt_tuning.tasks import tfds_tasks
 
-tfds_tasks.register(
-    "glue_sst2_v002",
-    tfds_name="glue/sst2:1.0.0",
-    columns=("sentence",),
-    label_names=("negative", "positive"),
-    task_text="sst2",
-)
+# What TFDS 1.0.0 and 2.0.0 hold is the same; today's TFDS can only prepare 2.0.0.
+for _version, _tfds_version in (("v002", "1.0.0"), ("v200", "2.0.0")):
+    tfds_tasks.register(
+        f"glue_sst2_{_version}",
+        tfds_name=f"glue/sst2:{_tfds_version}",
+        columns=("sentence",),
+        label_names=("negative", "positive"),
+        task_text="sst2",
+    )

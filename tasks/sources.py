@@ -7,6 +7,8 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from prompt_tuning.errors import UserError
+
 Columns = Mapping[str, Sequence[Any]]
 
 
@@ -37,10 +39,16 @@ class Rows(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **unused_kwargs,
     ) -> tf.data.Dataset:
-        """All rows of a split; a shard of them is taken by the task itself."""
+        """All rows of a split; a shard of them is taken by the task itself.
+
+        Raises:
+          UserError: there are none.
+        """
         columns = self._read(split)
+        size = len(next(iter(columns.values())))
+        if not size:
+            raise UserError(f"split {split!r} is empty: choose another")
         ds = tf.data.Dataset.from_tensor_slices(dict(columns))
         if shuffle:
-            size = max(len(next(iter(columns.values()))), 1)
             ds = ds.shuffle(size, seed=seed, reshuffle_each_iteration=True)
         return ds

@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import tempfile
 
 # Before JAX starts: sharding is tested on eight simulated devices.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -19,7 +20,12 @@ from prompt_tuning.model import Model
 from prompt_tuning.network import T5Config, Transformer
 
 ROOT = pathlib.Path(__file__).parents[1]
-jax.config.update("jax_numpy_rank_promotion", "allow")
+# Most of the suite's time is compilation, much of it of the same programs again.
+jax.config.update(
+    "jax_compilation_cache_dir",
+    os.path.join(tempfile.gettempdir(), f"prompt_tuning_tests_{os.getuid()}"),
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +65,7 @@ def tiny_model(tiny_config) -> Model:
 
 @pytest.fixture(scope="session")
 def tiny_params(tiny_model):
-    return tiny_model.init(jax.random.key(0))
+    return jax.jit(tiny_model.init)(jax.random.key(0))
 
 
 @pytest.fixture(scope="session")
@@ -76,3 +82,38 @@ def tiny_batch() -> dict:
         "decoder_target_tokens": targets,
         "decoder_loss_weights": (targets > 0).astype(jnp.float32),
     }
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> pathlib.Path:
+    """Random weights of the sizes in models/tiny.gin, as a model folder."""
+    from prompt_tuning.checkpoints import model_file
+
+    config = T5Config(
+        vocab_size=8192,
+        emb_dim=16,
+        num_heads=2,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        head_dim=8,
+        mlp_dim=32,
+    )
+    folder = tmp_path_factory.mktemp("tiny_model")
+    model = Model(Transformer(config))
+    model_file.save_model(folder, jax.jit(model.init)(jax.random.key(0)), {})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory) -> dict[str, str]:
+    """A local task: paths of eight training and four validation sentences."""
+    folder = tmp_path_factory.mktemp("reviews")
+    rows = [("a fine film", "good"), ("a dull film", "bad")]
+    rows += [("what a fine story", "good"), ("what a dull story", "bad")]
+    paths = {}
+    for split, times in (("train", 2), ("validation", 1), ("test", 1)):
+        lines = ["sentence\tlabel", *("\t".join(row) for row in rows * times)]
+        path = folder / f"{split}.tsv"
+        path.write_text("\n".join(lines) + "\n")
+        paths[split] = str(path)
+    return paths

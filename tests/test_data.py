@@ -392,7 +392,16 @@ def test_misspelt_task(task, name, message):
 
 def test_empty_split(temporary_task):
     name = temporary_task("test_data_empty", count=0)
-    with pytest.raises(UserError, match="split 'train' of test_data_empty is empty"):
+    with pytest.raises(UserError, match="split 'train' is empty"):
+        load(name)
+
+
+def test_split_that_preprocessing_empties(temporary_task):
+    def drop_all(ds):
+        return ds.filter(lambda row: False)
+
+    name = temporary_task("test_data_filtered", preprocessors=[drop_all])
+    with pytest.raises(UserError, match="split 'train' of test_data_filtered is empty"):
         load(name)
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training step: its bookkeeping, its metrics, and a loss that falls."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,12 +53,12 @@ def test_the_step_counts_and_keeps_the_root_key(history):
 
 def test_the_loss_falls(history):
     losses = [metrics["loss"] for metrics in history[1]]
-    assert all(after < before for before, after in zip(losses, losses[1:]))
+    assert all(after < before for before, after in itertools.pairwise(losses))
 
 
 def test_the_reported_norm_is_that_of_the_gradient_applied(history):
     states, metrics = history
-    for before, after, found in zip(states, states[1:], metrics):
+    for before, after, found in zip(states, states[1:], metrics, strict=False):
         moved = after.tuned["prompts"]["p"] - before.tuned["prompts"]["p"]
         np.testing.assert_allclose(
             np.linalg.norm(moved), 3e-3 * found["grad_norm"], rtol=1e-4

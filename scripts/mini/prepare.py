@@ -21,15 +21,14 @@ import sys
 import numpy as np
 import sentencepiece
 import zstandard
-
 from check_leaks import EOS, LeakIndex
 from labelled import SEED, is_held_out, plain_style, read_rows, render
 from sources import (
-  ORIGINS,
-  TEXT_ORIGINS,
-  find_archive,
-  read_movie_reviews,
-  sha256,
+    ORIGINS,
+    TEXT_ORIGINS,
+    find_archive,
+    read_movie_reviews,
+    sha256,
 )
 
 PIECES = 8092
@@ -46,351 +45,341 @@ TEXT_HELD_OUT = 0.01
 # Prose that is read whole, with the sentences that the vocabulary sees of it;
 # every other file of the corpus is capped and gives fewer sentences.
 WHOLE = {
-  "imdb": 110_000,
-  "brown": 45_000,
-  "owt_5": 10_000,
-  "wikipedia_5": 10_000,
-  "sotu": 20_000,
-  "moby": 8_000,
+    "imdb": 110_000,
+    "brown": 45_000,
+    "owt_5": 10_000,
+    "wikipedia_5": 10_000,
+    "sotu": 20_000,
+    "moby": 8_000,
 }
 CAPPED_SENTENCES = 4_000
 LABELLED_SENTENCES = 60_000
 
 
 def _split_long(paragraph):
-  """Splits a paragraph at sentence ends into pieces of bounded length."""
-  if len(paragraph) <= LONGEST_PARAGRAPH:
-    return [paragraph]
-  pieces, size = [[]], 0
-  for sentence in paragraph.split(". "):
-    if size > LONGEST_PARAGRAPH // 2:
-      pieces.append([])
-      size = 0
-    pieces[-1].append(sentence)
-    size += len(sentence)
-  texts = [". ".join(piece) for piece in pieces]
-  return [text + "." for text in texts[:-1]] + texts[-1:]
+    """Splits a paragraph at sentence ends into pieces of bounded length."""
+    if len(paragraph) <= LONGEST_PARAGRAPH:
+        return [paragraph]
+    pieces, size = [[]], 0
+    for sentence in paragraph.split(". "):
+        if size > LONGEST_PARAGRAPH // 2:
+            pieces.append([])
+            size = 0
+        pieces[-1].append(sentence)
+        size += len(sentence)
+    texts = [". ".join(piece) for piece in pieces]
+    return [text + "." for text in texts[:-1]] + texts[-1:]
 
 
 def _read_corpus_file(path):
-  with open(path, "rb") as file:
-    reader = zstandard.ZstdDecompressor().stream_reader(file)
-    for line in io.TextIOWrapper(reader, encoding="utf-8"):
-      if line.strip():
-        yield from _split_long(line.strip())
+    with open(path, "rb") as file:
+        reader = zstandard.ZstdDecompressor().stream_reader(file)
+        for line in io.TextIOWrapper(reader, encoding="utf-8"):
+            if line.strip():
+                yield from _split_long(line.strip())
 
 
 def _runs(paragraphs):
-  """Groups consecutive paragraphs into runs of bounded size."""
-  run, size = [], 0
-  for paragraph in paragraphs:
-    run.append(paragraph)
-    size += len(paragraph)
-    if len(run) >= PARAGRAPHS_OF_RUN or size >= CHARACTERS_OF_RUN:
-      yield run
-      run, size = [], 0
-  if run:
-    yield run
+    """Groups consecutive paragraphs into runs of bounded size."""
+    run, size = [], 0
+    for paragraph in paragraphs:
+        run.append(paragraph)
+        size += len(paragraph)
+        if len(run) >= PARAGRAPHS_OF_RUN or size >= CHARACTERS_OF_RUN:
+            yield run
+            run, size = [], 0
+    if run:
+        yield run
 
 
 def _review_runs(packages, generator):
-  """Yields runs of film reviews and whether they are held out.
+    """Yields runs of film reviews and whether they are held out.
 
-  They come from the labelled file, not from the corpus, so that a review that
-  the labelled examples hold out is held out here too.
-  """
-  parts = {False: [], True: []}
-  for text, _, source in read_movie_reviews(packages):
-    if source == "imdb":
-      held_out = is_held_out(text)
-      if generator.random() < PLAIN_REVIEW_SHARE:
-        text = plain_style(text)
-      parts[held_out].extend(_split_long(text))
-  for held_out, reviews in parts.items():
-    generator.shuffle(reviews)
-    for run in _runs(reviews):
-      yield run, held_out
+    They come from the labelled file, not from the corpus, so that a review that
+    the labelled examples hold out is held out here too.
+    """
+    parts = {False: [], True: []}
+    for text, _, source in read_movie_reviews(packages):
+        if source == "imdb":
+            held_out = is_held_out(text)
+            if generator.random() < PLAIN_REVIEW_SHARE:
+                text = plain_style(text)
+            parts[held_out].extend(_split_long(text))
+    for held_out, reviews in parts.items():
+        generator.shuffle(reviews)
+        for run in _runs(reviews):
+            yield run, held_out
 
 
 def read_runs(corpus, packages, leaks):
-  """Reads the prose.
+    """Reads the prose.
 
-  Args:
-    corpus: A folder of NAME.txt.zst with one paragraph a line.
-    packages: The folder of archives.
-    leaks: The LeakIndex of paragraphs to drop.
+    Args:
+      corpus: A folder of NAME.txt.zst with one paragraph a line.
+      packages: The folder of archives.
+      leaks: The LeakIndex of paragraphs to drop.
 
-  Returns:
-    Runs of the training part, runs of the validation part, each a list of
-    (source, list of paragraphs), and a Counter of dropped paragraphs.
-  """
-  generator = random.Random(SEED)
-  train, validation, dropped = [], [], collections.Counter()
-  for path in sorted(corpus.glob("*.txt.zst")):
-    name = path.name.removesuffix(".txt.zst")
-    if name == "imdb":
-      runs = list(_review_runs(packages, generator))
-    else:
-      runs = [
-        (run, generator.random() < TEXT_HELD_OUT)
-        for run in _runs(_read_corpus_file(path))
-      ]
-    generator.shuffle(runs)
-    if name not in WHOLE:
-      limit = TOKENS_OF_CAPPED * CHARACTERS_PER_TOKEN
-      sizes = np.cumsum([sum(map(len, run)) for run, _ in runs])
-      runs = runs[: int(np.searchsorted(sizes, limit)) + 1]
-    flat = [paragraph for run, _ in runs for paragraph in run]
-    hits = {at for at, _ in leaks.find(flat)}
-    dropped[name] = len(hits)
-    position = 0
-    for run, held_out in runs:
-      places = range(position, position + len(run))
-      position += len(run)
-      kept = [
-        text for at, text in zip(places, run, strict=True) if at not in hits
-      ]
-      if kept:
-        (validation if held_out else train).append((name, kept))
-  generator.shuffle(train)
-  generator.shuffle(validation)
-  return train, validation, dropped
+    Returns:
+      Runs of the training part, runs of the validation part, each a list of
+      (source, list of paragraphs), and a Counter of dropped paragraphs.
+    """
+    generator = random.Random(SEED)
+    train, validation, dropped = [], [], collections.Counter()
+    for path in sorted(corpus.glob("*.txt.zst")):
+        name = path.name.removesuffix(".txt.zst")
+        if name == "imdb":
+            runs = list(_review_runs(packages, generator))
+        else:
+            runs = [
+                (run, generator.random() < TEXT_HELD_OUT)
+                for run in _runs(_read_corpus_file(path))
+            ]
+        generator.shuffle(runs)
+        if name not in WHOLE:
+            limit = TOKENS_OF_CAPPED * CHARACTERS_PER_TOKEN
+            sizes = np.cumsum([sum(map(len, run)) for run, _ in runs])
+            runs = runs[: int(np.searchsorted(sizes, limit)) + 1]
+        flat = [paragraph for run, _ in runs for paragraph in run]
+        hits = {at for at, _ in leaks.find(flat)}
+        dropped[name] = len(hits)
+        position = 0
+        for run, held_out in runs:
+            places = range(position, position + len(run))
+            position += len(run)
+            kept = [
+                text for at, text in zip(places, run, strict=True) if at not in hits
+            ]
+            if kept:
+                (validation if held_out else train).append((name, kept))
+    generator.shuffle(train)
+    generator.shuffle(validation)
+    return train, validation, dropped
 
 
 def train_vocabulary(runs, examples, path):
-  """Trains the SentencePiece model.
+    """Trains the SentencePiece model.
 
-  Args:
-    runs: The training runs.
-    examples: The rendered training examples.
-    path: Where spiece.model is written.
-  """
-  generator = random.Random(SEED)
-  by_source = collections.defaultdict(list)
-  for name, run in runs:
-    for paragraph in run:
-      by_source[name] += paragraph.split(". ")
-  sentences = []
-  for name, group in sorted(by_source.items()):
-    count = min(len(group), WHOLE.get(name, CAPPED_SENTENCES))
-    sentences += generator.sample(group, count)
-  # Rendered rather than raw, so that the answers' words get pieces of their
-  # own. Film reviews are in the prose already.
-  texts = [
-    f"{item.inputs} {item.targets}" for item in examples if item.task != "imdb"
-  ]
-  sentences += generator.sample(texts, min(len(texts), LABELLED_SENTENCES))
-  generator.shuffle(sentences)
-  print(f"vocabulary from {len(sentences)} sentences", flush=True)
-  # A model written to a file would carry that file's path inside.
-  model = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(sentences),
-    model_writer=model,
-    vocab_size=PIECES,
-    model_type="unigram",
-    pad_id=0,
-    eos_id=EOS,
-    unk_id=2,
-    bos_id=-1,
-    character_coverage=0.9995,
-    normalization_rule_name="nmt_nfkc",
-    num_threads=2,
-    minloglevel=1,
-  )
-  path.write_bytes(model.getvalue())
+    Args:
+      runs: The training runs.
+      examples: The rendered training examples.
+      path: Where spiece.model is written.
+    """
+    generator = random.Random(SEED)
+    by_source = collections.defaultdict(list)
+    for name, run in runs:
+        for paragraph in run:
+            by_source[name] += paragraph.split(". ")
+    sentences = []
+    for name, group in sorted(by_source.items()):
+        count = min(len(group), WHOLE.get(name, CAPPED_SENTENCES))
+        sentences += generator.sample(group, count)
+    # Rendered rather than raw, so that the answers' words get pieces of their
+    # own. Film reviews are in the prose already.
+    texts = [
+        f"{item.inputs} {item.targets}" for item in examples if item.task != "imdb"
+    ]
+    sentences += generator.sample(texts, min(len(texts), LABELLED_SENTENCES))
+    generator.shuffle(sentences)
+    print(f"vocabulary from {len(sentences)} sentences", flush=True)
+    # A model written to a file would carry that file's path inside.
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_writer=model,
+        vocab_size=PIECES,
+        model_type="unigram",
+        pad_id=0,
+        eos_id=EOS,
+        unk_id=2,
+        bos_id=-1,
+        character_coverage=0.9995,
+        normalization_rule_name="nmt_nfkc",
+        num_threads=2,
+        minloglevel=1,
+    )
+    path.write_bytes(model.getvalue())
 
 
 def _flatten(lists):
-  offsets = np.zeros(len(lists) + 1, np.int64)
-  np.cumsum([len(item) for item in lists], out=offsets[1:])
-  flat = np.empty(offsets[-1], np.uint16)
-  for begin, item in zip(offsets[:-1], lists, strict=True):
-    flat[begin : begin + len(item)] = item
-  return flat, offsets
+    offsets = np.zeros(len(lists) + 1, np.int64)
+    np.cumsum([len(item) for item in lists], out=offsets[1:])
+    flat = np.empty(offsets[-1], np.uint16)
+    for begin, item in zip(offsets[:-1], lists, strict=True):
+        flat[begin : begin + len(item)] = item
+    return flat, offsets
 
 
 def write_text(processor, runs, path):
-  """Tokenises runs, each paragraph followed by EOS.
+    """Tokenises runs, each paragraph followed by EOS.
 
-  Args:
-    processor: The SentencePieceProcessor.
-    runs: A list of (source, paragraphs).
-    path: The .npy file to write.
+    Args:
+      processor: The SentencePieceProcessor.
+      runs: A list of (source, paragraphs).
+      path: The .npy file to write.
 
-  Returns:
-    A Counter of tokens by source.
-  """
-  tokens = collections.Counter()
-  parts = []
-  for begin in range(0, len(runs), 500):
-    batch = [
-      (name, text) for name, run in runs[begin : begin + 500] for text in run
-    ]
-    ids = processor.encode([text for _, text in batch], num_threads=2)
-    for (name, _), item in zip(batch, ids, strict=True):
-      tokens[name] += len(item) + 1
-      item.append(EOS)
-    parts.append(_flatten(ids)[0])
-  np.save(path, np.concatenate(parts))
-  return tokens
+    Returns:
+      A Counter of tokens by source.
+    """
+    tokens = collections.Counter()
+    parts = []
+    for begin in range(0, len(runs), 500):
+        batch = [
+            (name, text) for name, run in runs[begin : begin + 500] for text in run
+        ]
+        ids = processor.encode([text for _, text in batch], num_threads=2)
+        for (name, _), item in zip(batch, ids, strict=True):
+            tokens[name] += len(item) + 1
+            item.append(EOS)
+        parts.append(_flatten(ids)[0])
+    np.save(path, np.concatenate(parts))
+    return tokens
 
 
 def write_labelled(processor, examples, path):
-  """Tokenises rendered examples; those that are too long are left out.
+    """Tokenises rendered examples; those that are too long are left out.
 
-  Args:
-    processor: The SentencePieceProcessor.
-    examples: A list of Example.
-    path: The .npz file to write.
+    Args:
+      processor: The SentencePieceProcessor.
+      examples: A list of Example.
+      path: The .npz file to write.
 
-  Returns:
-    A dict from task to counts: examples, too long, input and target tokens.
-  """
-  inputs = processor.encode([item.inputs for item in examples], num_threads=2)
-  targets = processor.encode([item.targets for item in examples], num_threads=2)
-  names = sorted({item.task for item in examples})
-  kept, counts = [], {name: collections.Counter() for name in names}
-  for example, first, second in zip(examples, inputs, targets, strict=True):
-    count = counts[example.task]
-    if len(first) >= MAXIMUM_INPUTS or len(second) >= MAXIMUM_TARGETS:
-      count["too_long"] += 1
-      continue
-    count["examples"] += 1
-    count["input_tokens"] += len(first) + 1
-    count["target_tokens"] += len(second) + 1
-    kept.append((names.index(example.task), [*first, EOS], [*second, EOS]))
-  flat_inputs, input_offsets = _flatten([item[1] for item in kept])
-  flat_targets, target_offsets = _flatten([item[2] for item in kept])
-  np.savez(
-    path,
-    inputs=flat_inputs,
-    input_offsets=input_offsets,
-    targets=flat_targets,
-    target_offsets=target_offsets,
-    task=np.array([item[0] for item in kept], np.uint8),
-    task_names=np.array(names),
-  )
-  return {name: dict(count) for name, count in counts.items()}
+    Returns:
+      A dict from task to counts: examples, too long, input and target tokens.
+    """
+    inputs = processor.encode([item.inputs for item in examples], num_threads=2)
+    targets = processor.encode([item.targets for item in examples], num_threads=2)
+    names = sorted({item.task for item in examples})
+    kept, counts = [], {name: collections.Counter() for name in names}
+    for example, first, second in zip(examples, inputs, targets, strict=True):
+        count = counts[example.task]
+        if len(first) >= MAXIMUM_INPUTS or len(second) >= MAXIMUM_TARGETS:
+            count["too_long"] += 1
+            continue
+        count["examples"] += 1
+        count["input_tokens"] += len(first) + 1
+        count["target_tokens"] += len(second) + 1
+        kept.append((names.index(example.task), [*first, EOS], [*second, EOS]))
+    flat_inputs, input_offsets = _flatten([item[1] for item in kept])
+    flat_targets, target_offsets = _flatten([item[2] for item in kept])
+    np.savez(
+        path,
+        inputs=flat_inputs,
+        input_offsets=input_offsets,
+        targets=flat_targets,
+        target_offsets=target_offsets,
+        task=np.array([item[0] for item in kept], np.uint8),
+        task_names=np.array(names),
+    )
+    return {name: dict(count) for name, count in counts.items()}
 
 
 def _drop_leaks(rows, leaks):
-  """Returns the rows without hits and a Counter of those dropped."""
-  hits = {at for at, _ in leaks.find([row.text for row in rows])}
-  hits |= {at for at, _ in leaks.find([row.second for row in rows])}
-  dropped = collections.Counter(rows[at].task for at in hits)
-  kept = [row for at, row in enumerate(rows) if at not in hits]
-  return kept, dropped
+    """Returns the rows without hits and a Counter of those dropped."""
+    hits = {at for at, _ in leaks.find([row.text for row in rows])}
+    hits |= {at for at, _ in leaks.find([row.second for row in rows])}
+    dropped = collections.Counter(rows[at].task for at in hits)
+    kept = [row for at, row in enumerate(rows) if at not in hits]
+    return kept, dropped
 
 
 def _describe(options, tokens, text_dropped, counts, row_counts, row_dropped):
-  text = {}
-  for name in sorted(tokens):
-    package, licence = TEXT_ORIGINS.get(name, ("unknown", "unknown"))
-    path = options.corpus / f"{name}.txt.zst"
-    if name == "imdb":
-      path = find_archive(options.packages, "movie_reviews")
-    text[name] = {
-      "package": package,
-      "licence": licence,
-      "sha256": {path.name: sha256(path)},
-      "tokens": tokens[name],
-      "dropped_paragraphs": text_dropped[name],
-    }
-  labelled = {}
-  for task, count in sorted(counts.items()):
-    origin = "vader" if task.startswith("vader_") else task
-    archives, package, licence = ORIGINS[origin]
-    paths = [find_archive(options.packages, name) for name in archives]
-    labelled[task] = {
-      "package": package,
-      "licence": licence,
-      "sha256": {path.name: sha256(path) for path in paths},
-      "rows": row_counts[task],
-      "dropped_rows": row_dropped[task],
-      **count,
-    }
-  return {"text": text, "labelled": labelled}
+    text = {}
+    for name in sorted(tokens):
+        package, licence = TEXT_ORIGINS.get(name, ("unknown", "unknown"))
+        path = options.corpus / f"{name}.txt.zst"
+        if name == "imdb":
+            path = find_archive(options.packages, "movie_reviews")
+        text[name] = {
+            "package": package,
+            "licence": licence,
+            "sha256": {path.name: sha256(path)},
+            "tokens": tokens[name],
+            "dropped_paragraphs": text_dropped[name],
+        }
+    labelled = {}
+    for task, count in sorted(counts.items()):
+        origin = "vader" if task.startswith("vader_") else task
+        archives, package, licence = ORIGINS[origin]
+        paths = [find_archive(options.packages, name) for name in archives]
+        labelled[task] = {
+            "package": package,
+            "licence": licence,
+            "sha256": {path.name: sha256(path) for path in paths},
+            "rows": row_counts[task],
+            "dropped_rows": row_dropped[task],
+            **count,
+        }
+    return {"text": text, "labelled": labelled}
 
 
 def _parse(arguments):
-  parser = argparse.ArgumentParser(
-    description="Prepares the pretraining data of the small T5 1.1."
-  )
-  for name, text in (
-    ("corpus", "folder of NAME.txt.zst files, one paragraph a line"),
-    ("data", "folder with customer_reviews, glue/MRPC, glue/RTE and pan"),
-    ("packages", "folder of downloaded package archives"),
-    ("output", "folder for the vocabulary and the arrays"),
-  ):
-    parser.add_argument(
-      f"--{name}", type=pathlib.Path, required=True, help=text
+    parser = argparse.ArgumentParser(
+        description="Prepares the pretraining data of the small T5 1.1."
     )
-  parser.add_argument(
-    "--keep-vocabulary",
-    action="store_true",
-    help="use the spiece.model that the output folder already has",
-  )
-  return parser.parse_args(arguments)
+    for name, text in (
+        ("corpus", "folder of NAME.txt.zst files, one paragraph a line"),
+        ("data", "folder with customer_reviews, glue/MRPC, glue/RTE and pan"),
+        ("packages", "folder of downloaded package archives"),
+        ("output", "folder for the vocabulary and the arrays"),
+    ):
+        parser.add_argument(f"--{name}", type=pathlib.Path, required=True, help=text)
+    parser.add_argument(
+        "--keep-vocabulary",
+        action="store_true",
+        help="use the spiece.model that the output folder already has",
+    )
+    return parser.parse_args(arguments)
 
 
 def main(arguments=None):
-  """Prepares everything.
+    """Prepares everything.
 
-  Args:
-    arguments: The command line, or None for the process's own.
+    Args:
+      arguments: The command line, or None for the process's own.
 
-  Returns:
-    The exit status.
-  """
-  options = _parse(arguments)
-  options.output.mkdir(parents=True, exist_ok=True)
-  leaks = LeakIndex(
-    text
-    for text, _, source in read_movie_reviews(options.packages)
-    if source == "rotten_tomatoes"
-  )
-  rows, row_dropped = _drop_leaks(
-    read_rows(options.packages, options.data), leaks
-  )
-  print(f"{len(rows)} rows, dropped {dict(row_dropped)}", flush=True)
-  train, validation, text_dropped = read_runs(
-    options.corpus, options.packages, leaks
-  )
-  print(f"{len(train)} runs, dropped {dict(text_dropped)}", flush=True)
-  examples = render(rows)
-  parts = {
-    held_out: [item for item in examples if item.held_out == held_out]
-    for held_out in (False, True)
-  }
-  vocabulary = options.output / "spiece.model"
-  if not (options.keep_vocabulary and vocabulary.exists()):
-    train_vocabulary(train, parts[False], vocabulary)
-  processor = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary))
+    Returns:
+      The exit status.
+    """
+    options = _parse(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
+    leaks = LeakIndex(
+        text
+        for text, _, source in read_movie_reviews(options.packages)
+        if source == "rotten_tomatoes"
+    )
+    rows, row_dropped = _drop_leaks(read_rows(options.packages, options.data), leaks)
+    print(f"{len(rows)} rows, dropped {dict(row_dropped)}", flush=True)
+    train, validation, text_dropped = read_runs(options.corpus, options.packages, leaks)
+    print(f"{len(train)} runs, dropped {dict(text_dropped)}", flush=True)
+    examples = render(rows)
+    parts = {
+        held_out: [item for item in examples if item.held_out == held_out]
+        for held_out in (False, True)
+    }
+    vocabulary = options.output / "spiece.model"
+    if not (options.keep_vocabulary and vocabulary.exists()):
+        train_vocabulary(train, parts[False], vocabulary)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary))
 
-  tokens = write_text(processor, train, options.output / "text.npy")
-  write_text(processor, validation, options.output / "text_validation.npy")
-  print(f"{sum(tokens.values())} tokens of text", flush=True)
-  counts = write_labelled(
-    processor, parts[False], options.output / "labelled.npz"
-  )
-  write_labelled(
-    processor, parts[True], options.output / "labelled_validation.npz"
-  )
-  report = _describe(
-    options,
-    tokens,
-    text_dropped,
-    counts,
-    collections.Counter(row.task for row in rows),
-    row_dropped,
-  )
-  path = options.output / "sources.json"
-  path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-  for task, count in counts.items():
-    print(task, count)
-  return 0
+    tokens = write_text(processor, train, options.output / "text.npy")
+    write_text(processor, validation, options.output / "text_validation.npy")
+    print(f"{sum(tokens.values())} tokens of text", flush=True)
+    counts = write_labelled(processor, parts[False], options.output / "labelled.npz")
+    write_labelled(processor, parts[True], options.output / "labelled_validation.npz")
+    report = _describe(
+        options,
+        tokens,
+        text_dropped,
+        counts,
+        collections.Counter(row.task for row in rows),
+        row_dropped,
+    )
+    path = options.output / "sources.json"
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    for task, count in counts.items():
+        print(task, count)
+    return 0
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+    sys.exit(main())

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``eval``: the metrics of a prompt, or of a model alone, on a split of a task."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from prompt_tuning import base
+from prompt_tuning.commands.common import (
+    RESULTS_FILE,
+    OnStart,
+    attach,
+    versions,
+    writable_folder,
+    write_json,
+    write_text,
+)
+from prompt_tuning.local_task import LocalTask
+from prompt_tuning.model import Model
+from prompt_tuning.network import T5Config, Transformer
+
+
+def evaluate(
+    *,
+    config: T5Config,
+    initial_checkpoint_path: str,
+    mixture_or_task_name: str,
+    task_feature_lengths: Mapping[str, int],
+    prompt_file: str | None = None,
+    mixture_or_task_module: str | None = None,
+    local_task: LocalTask | None = None,
+    split: str = "test",
+    batch_size: int = 64,
+    output_dir: str | None = None,
+    frozen_dtype: str = "auto",
+    activation_dtype: str = "auto",
+    force: bool = False,
+    on_start: OnStart | None = None,
+) -> dict[str, Any]:
+    """Evaluates a prompt, or a model without one, on a split of a task.
+
+    Args:
+      config: sizes of the model.
+      initial_checkpoint_path: folder of the model, or ``embedded:NAME``.
+      mixture_or_task_name: a registered seqio task or mixture.
+      task_feature_lengths: text tokens of ``inputs`` and ``targets``.
+      prompt_file: the prompt, or None for the model alone.
+      mixture_or_task_module: imported to register the task.
+      local_task: files to register as the task, if it is not a module's.
+      split: split to evaluate on.
+      batch_size: rows of a batch.
+      output_dir: where ``results.json`` and ``predictions.jsonl`` go; None prints only.
+      frozen_dtype: dtype of the weights.
+      activation_dtype: dtype of the computation.
+      force: take a prompt that was tuned on another model.
+      on_start: called with ``output_dir`` before anything else is written to it.
+
+    Returns:
+      The metrics and what they were measured on.
+    """
+    from prompt_tuning import evaluate as evaluation
+    from prompt_tuning.task_data import TaskData
+
+    folder = None if output_dir is None else writable_folder(output_dir, on_start)
+    source = base.load(
+        config,
+        initial_checkpoint_path,
+        frozen_dtype=frozen_dtype,
+        activation_dtype=activation_dtype,
+    )
+    prompts, params, card = attach(source, prompt_file, force)
+    task = TaskData(
+        mixture_or_task_name,
+        mixture_or_task_module,
+        local_task,
+        task_feature_lengths,
+        prompts,
+        config.vocab_size,
+        card.get("placement", "prepend"),
+    )
+    task.check(split)
+    model = Model(Transformer(source.config, prompts))
+    outcome = evaluation.Evaluator(
+        mixture_or_task_name,
+        split,
+        task_feature_lengths,
+        task.converter,
+        evaluation.Answerer(model, task.vocabulary, labels=task.labels),
+        batch_size=batch_size,
+    )(params)
+    results = {
+        "task": mixture_or_task_name,
+        "split": split,
+        "examples": len(outcome.answers),
+        "prompt": prompt_file,
+        "base_model": source.identity,
+        "metrics": dict(outcome.metrics),
+        "versions": versions(),
+    }
+    if folder is not None:
+        write_json(folder / RESULTS_FILE, results)
+        lines = [
+            json.dumps({"answer": answer, "target": target})
+            for answer, target in zip(outcome.answers, outcome.targets)
+        ]
+        write_text(folder / "predictions.jsonl", "\n".join(lines) + "\n")
+    return results

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``pretrain``: makes a base model from arrays of token ids."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+
+from prompt_tuning import base, methods, pretraining, report
+from prompt_tuning import train as training
+from prompt_tuning.checkpoints import model_file
+from prompt_tuning.commands.common import (
+    RESULTS_FILE,
+    TUNED_MODEL,
+    OnStart,
+    versions,
+    writable_folder,
+    write_json,
+)
+from prompt_tuning.model import Model
+from prompt_tuning.network import T5Config, Transformer
+
+
+def pretrain(
+    *,
+    config: T5Config,
+    model_dir: str,
+    arrays_dir: str,
+    task_weights: Mapping[str, float],
+    optimizer: optax.GradientTransformation,
+    train_steps: int,
+    batch_size: int,
+    inputs_length: int = 128,
+    targets_length: int = 32,
+    span_corruption: float = 0.2,
+    prefix_lm: float = 0.15,
+    eval_period: int = 500,
+    checkpoint_period: int = 500,
+    initial_checkpoint_path: str | None = None,
+    seed: int = 0,
+    activation_dtype: str = "auto",
+    on_start: OnStart | None = None,
+) -> dict[str, Any]:
+    """Pre-trains a model from arrays of token ids, without TensorFlow.
+
+    Args:
+      config: sizes of the model.
+      model_dir: folder of the run; the model is written to ``model/`` in it.
+      arrays_dir: folder with ``text.npy``, ``labelled.npz`` and their
+        ``*_validation`` counterparts (see `pretraining`).
+      task_weights: how often each labelled task is drawn.
+      optimizer: moves all parameters.
+      train_steps: steps in all, over all resumptions.
+      batch_size: rows of a batch.
+      inputs_length: encoder tokens of a row.
+      targets_length: decoder tokens of a row.
+      span_corruption: share of the rows.
+      prefix_lm: share of the rows; what is left is labelled.
+      eval_period: steps between evaluations.
+      checkpoint_period: steps between checkpoints.
+      initial_checkpoint_path: a model to go on from; None starts from random weights.
+      seed: of weights and data.
+      activation_dtype: dtype of the computation.
+      on_start: called with the folder before anything else is written to it.
+
+    Returns:
+      The content of ``results.json``.
+    """
+    folder = writable_folder(model_dir, on_start)
+    config = dataclasses.replace(config, dtype=base.resolve_dtype(activation_dtype))
+    model = Model(Transformer(config), loss_normalizing_factor="NUM_REAL_TARGET_TOKENS")
+
+    def mixture(suffix: str, seed: int) -> pretraining.Mixture:
+        return pretraining.load(
+            arrays_dir,
+            suffix,
+            vocab_size=config.vocab_size,
+            batch_size=batch_size,
+            inputs_length=inputs_length,
+            targets_length=targets_length,
+            span_corruption=span_corruption,
+            prefix_lm=prefix_lm,
+            task_weights=task_weights,
+            seed=seed,
+        )
+
+    stream, held_out = mixture("", seed), mixture("_validation", seed + 1)
+    if initial_checkpoint_path is None:
+        params = model.init(jax.random.key(seed))
+    else:
+        params = base.load(
+            config, initial_checkpoint_path, frozen_dtype="float32"
+        ).params
+    result = training.fit(
+        model,
+        params,
+        methods.RULES["model_tuning"],
+        optimizer,
+        stream.batches,
+        training.Schedule(train_steps, eval_period, checkpoint_period),
+        key=jax.random.key(seed + 1),
+        model_dir=folder,
+        evaluate=pretraining.held_out_metrics(model, held_out),
+    )
+    results = {
+        "steps": result.last_step,
+        "best_step": result.step,
+        "tokens": result.last_step * batch_size * (inputs_length + targets_length),
+        "validation": result.metrics,
+        "versions": versions(),
+    }
+    model_file.save_model(folder / TUNED_MODEL, result.tuned, results, dtype="bfloat16")
+    write_json(folder / RESULTS_FILE, results)
+    report.say(f"wrote {folder / TUNED_MODEL}")
+    return results

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``train``: tunes a prompt, or the whole model, on a task.
+
+Modules that load TensorFlow are imported inside the function, so that the commands that
+do without it start at once; the same holds for the commands beside this one.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from prompt_tuning import base, methods, report, trees
+from prompt_tuning import train as training
+from prompt_tuning.base import BaseModel
+from prompt_tuning.checkpoints import model_file, prompt_file
+from prompt_tuning.commands.common import (
+    PROMPT_FILE,
+    RESULTS_FILE,
+    TUNED_MODEL,
+    OnStart,
+    versions,
+    writable_folder,
+    write_json,
+)
+from prompt_tuning.errors import UserError
+from prompt_tuning.local_task import LocalTask
+from prompt_tuning.model import Model
+from prompt_tuning.network import T5Config, Transformer
+from prompt_tuning.prompt_inits import PromptInit, sampled_vocab_init
+from prompt_tuning.prompts import Prompt
+
+
+def train(
+    *,
+    config: T5Config,
+    model_dir: str,
+    initial_checkpoint_path: str,
+    mixture_or_task_name: str,
+    task_feature_lengths: Mapping[str, int],
+    method: str,
+    optimizer: optax.GradientTransformation,
+    train_steps: int,
+    batch_size: int,
+    mixture_or_task_module: str | None = None,
+    local_task: LocalTask | None = None,
+    train_split: str = "train",
+    eval_split: str | None = "validation",
+    prompt_length: int = 100,
+    prompt_init: PromptInit | None = None,
+    placement: str = "prepend",
+    eval_batch_size: int = 64,
+    eval_period: int = 1000,
+    checkpoint_period: int = 1000,
+    log_period: int = 10,
+    patience: int = 0,
+    metric: str | None = None,
+    seed: int = 0,
+    z_loss: float = 1e-4,
+    label_smoothing: float = 0.0,
+    loss_normalizing_factor: str | float | None = None,
+    frozen_dtype: str = "auto",
+    activation_dtype: str = "auto",
+    pack: bool = False,
+    num_partitions: int = 1,
+    num_microbatches: int = 1,
+    num_eval_examples: int | None = None,
+    on_start: OnStart | None = None,
+) -> dict[str, Any]:
+    """Tunes a prompt, or the whole model, on a task.
+
+    Writes into ``model_dir``: ``prompt.safetensors`` (or ``model/``),
+    ``metrics.jsonl``, TensorBoard events, ``learning_curve.png``, ``results.json`` and
+    checkpoints, from which the same command resumes.
+
+    Args:
+      config: sizes of the model.
+      model_dir: folder of the run.
+      initial_checkpoint_path: folder of the base model, or ``embedded:NAME``.
+      mixture_or_task_name: a registered seqio task or mixture.
+      task_feature_lengths: text tokens of ``inputs`` and ``targets``.
+      method: a key of `methods.RULES`.
+      optimizer: moves the tuned leaves.
+      train_steps: steps in all, over all resumptions.
+      batch_size: rows of a batch over all hosts.
+      mixture_or_task_module: imported to register the task.
+      local_task: files to register as the task, if it is not a module's.
+      train_split: split to tune on.
+      eval_split: split that chooses the best step; None keeps the last.
+      prompt_length: positions of the prompt; 0 for methods without one.
+      prompt_init: how it starts; sampled vocabulary by default.
+      placement: 'prepend', 'append' or 'after_bos'.
+      eval_batch_size: rows of an evaluation batch.
+      eval_period: steps between evaluations.
+      checkpoint_period: steps between checkpoints.
+      log_period: steps between loss records.
+      patience: evaluations without progress before stopping; 0 never stops early.
+      metric: the metric that chooses; None takes the mean of all.
+      seed: of the prompt, the order of the data and dropout.
+      z_loss: weight of the z-loss.
+      label_smoothing: probability taken off the target.
+      loss_normalizing_factor: see `losses.weights_and_divisor`.
+      frozen_dtype: dtype of frozen weights: 'auto', 'float32', 'bfloat16'.
+      activation_dtype: dtype of the computation, likewise.
+      pack: several examples a row.
+      num_partitions: devices that share one copy of the model.
+      num_microbatches: parts of a batch whose gradients are added up.
+      num_eval_examples: evaluate on the first so many examples only.
+      on_start: called with the folder before anything else is written to it.
+
+    Returns:
+      The content of ``results.json``.
+    """
+    from prompt_tuning import evaluate as evaluation
+    from prompt_tuning.task_data import TaskData
+
+    if method not in methods.RULES:
+        raise UserError(
+            f"no method is called {method!r}; choose {', '.join(methods.RULES)}"
+        )
+    folder = writable_folder(model_dir, on_start)
+    prompts = ()
+    if prompt_length:
+        prompts = (Prompt(mixture_or_task_name.replace("/", "_"), prompt_length),)
+    task = TaskData(
+        mixture_or_task_name,
+        mixture_or_task_module,
+        local_task,
+        task_feature_lengths,
+        prompts,
+        config.vocab_size,
+        placement,
+    )
+    batches = task.batches(train_split, batch_size, seed, pack=pack)
+    if eval_split is not None:
+        task.check(eval_split)
+    source = base.load(
+        config,
+        initial_checkpoint_path,
+        frozen_dtype="float32" if method == "model_tuning" else frozen_dtype,
+        activation_dtype=activation_dtype,
+        num_partitions=num_partitions,
+    )
+    model = Model(
+        Transformer(source.config, prompts),
+        z_loss,
+        label_smoothing,
+        loss_normalizing_factor,
+    )
+    prompt_key, dropout_key = jax.random.split(jax.random.key(seed))
+    params = source.params
+    if prompts:
+        make = prompt_init or sampled_vocab_init()
+        start = start_prompt(source, make, task.vocabulary, prompt_length, prompt_key)
+        params = trees.merge(params, {"prompts": {prompts[0].name: start}})
+
+    evaluate_step = None
+    if eval_split is not None:
+        evaluator = evaluation.Evaluator(
+            mixture_or_task_name,
+            eval_split,
+            task_feature_lengths,
+            task.converter,
+            evaluation.Answerer(model, task.vocabulary, labels=task.labels),
+            batch_size=eval_batch_size,
+            num_examples=num_eval_examples,
+        )
+        evaluate_step = lambda tuned, frozen: (
+            evaluator(trees.merge(tuned, frozen)).metrics
+        )
+    result = training.fit(
+        model,
+        params,
+        methods.RULES[method],
+        optimizer,
+        batches,
+        training.Schedule(
+            train_steps, eval_period, checkpoint_period, log_period, patience, metric
+        ),
+        key=dropout_key,
+        model_dir=folder,
+        evaluate=evaluate_step,
+        num_microbatches=num_microbatches,
+        mesh=source.mesh,
+    )
+    results = {
+        "task": mixture_or_task_name,
+        "method": method,
+        "base_model": source.identity,
+        "best_step": result.step,
+        "last_step": result.last_step,
+        "loss": result.loss,
+        "validation": result.metrics,
+        "seed": seed,
+        "versions": versions(),
+    }
+    if prompts:
+        card = {
+            "method": method,
+            "length": prompt_length,
+            "width": config.emb_dim,
+            "placement": placement,
+            "task": mixture_or_task_name,
+            "labels": task.labels,
+            "vocabulary": task.vocabulary_name,
+            "task_feature_lengths": dict(task_feature_lengths),
+            "base_model": source.identity,
+            "recipe": {"steps": result.step, "batch_size": batch_size, "seed": seed},
+            "metric": result.metrics,
+            "versions": results["versions"],
+        }
+        tuned = np.asarray(result.tuned["prompts"][prompts[0].name])
+        prompt_file.save_prompt(folder / PROMPT_FILE, tuned, card)
+        report.say(f"wrote {folder / PROMPT_FILE}")
+    else:
+        model_file.save_model(folder / TUNED_MODEL, result.tuned, results)
+        report.say(f"wrote {folder / TUNED_MODEL}")
+    write_json(folder / RESULTS_FILE, results)
+    return results
+
+
+def start_prompt(
+    source: BaseModel, make: PromptInit, vocabulary: Any, length: int, key: jax.Array
+) -> jax.Array:  # [P, H]
+    """The prompt at step 0, float32.
+
+    Raises:
+      UserError: the initialisation does not fit the prompt or the vocabulary.
+    """
+    try:
+        init = make(source.table, vocabulary.encode, vocabulary.unk_id)
+        return init(key, (length, source.config.emb_dim), np.float32)
+    except ValueError as error:
+        raise UserError(str(error)) from error

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every gin file is run: two steps at a tiny size through the command line."""
+
+import json
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from prompt_tuning import cli, config, demo
+from prompt_tuning.checkpoints import model_file
+from prompt_tuning.model import Model
+from prompt_tuning.network import T5Config, Transformer
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+# What makes a model tiny but leaves its family (activations, output layer) alone.
+TINY = {
+    "vocab_size": 8192,
+    "emb_dim": 16,
+    "num_heads": 2,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "head_dim": 8,
+    "mlp_dim": 32,
+}
+SMALL = [f"--gin.T5Config.{name}={value}" for name, value in TINY.items()]
+# A value for every macro that a file leaves to the user.
+REQUIRED = {"CLASS_LABELS": "('good', 'bad')", "PROMPT_TEXT": "a good film"}
+
+
+def files(kind):
+    return sorted(path.name for path in (CONFIGS / kind).glob("*.gin"))
+
+
+def train(folder, reviews, checkpoint, *arguments):
+    code = cli.main(
+        [
+            "train",
+            "--gin_file=tasks/local_file.gin",
+            "--gin.MIXTURE_OR_TASK_NAME=configs_reviews",
+            f"--gin.TASK_FILES={reviews}",
+            "--gin.TEMPLATE={sentence}",
+            "--gin.LABEL_NAMES=['good', 'bad']",
+            "--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 4}",
+            "--gin.TRAIN_STEPS=2",
+            "--gin.BATCH_SIZE=4",
+            "--gin.EVAL_BATCH_SIZE=4",
+            f"--gin.MODEL_DIR={folder}",
+            f"--gin.INITIAL_CHECKPOINT_PATH={checkpoint}",
+            *SMALL,
+            *arguments,
+        ]
+    )
+    assert code == 0
+    results = json.loads((folder / "results.json").read_text())
+    assert results["last_step"] == 2 and np.isfinite(results["loss"])
+    assert (folder / "config.gin").read_text()
+    return results
+
+
+@pytest.mark.parametrize("name", files("methods"))
+def test_methods(name, tmp_path, reviews, tiny_checkpoint):
+    arguments = [f"--gin_file=methods/{name}", "--gin_file=models/tiny.gin"]
+    if "prompt" in name:
+        arguments.append("--gin.PROMPT_LENGTH=3")
+    train(tmp_path, reviews, tiny_checkpoint, *arguments)
+    written = "model" if name == "model_tuning.gin" else "prompt.safetensors"
+    assert (tmp_path / written).exists()
+
+
+@pytest.mark.parametrize("name", files("prompts"))
+def test_prompts(name, tmp_path, reviews, tiny_checkpoint):
+    text = (CONFIGS / "prompts" / name).read_text()
+    common = [
+        "--gin_file=models/tiny.gin",
+        "--gin_file=methods/prompt_tuning.gin",
+        "--gin.PROMPT_LENGTH=4",
+    ]
+    common += [
+        f"--gin.{macro}={REQUIRED[macro]}"
+        for macro in re.findall(r"= %(\w+)", text)
+        if macro in REQUIRED
+    ]
+    if name == "saved.gin":
+        first = tmp_path / "first"
+        train(first, reviews, tiny_checkpoint, *common)
+        common.append(f"--gin.PROMPT_FILE={first / 'prompt.safetensors'}")
+    train(
+        tmp_path / "run",
+        reviews,
+        tiny_checkpoint,
+        f"--gin_file=prompts/{name}",
+        *common,
+    )
+
+
+@pytest.mark.parametrize("name", files("models"))
+def test_models(name, tmp_path, reviews, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    text = (CONFIGS / "models" / name).read_text()
+    family = {
+        "mlp_activations": ("gelu", "linear") if "gelu" in text else ("relu",),
+        "logits_via_embedding": "logits_via_embedding = True" in text,
+    }
+    model = Model(Transformer(T5Config(**TINY, **family)))
+    model_file.save_model(folder, jax.jit(model.init)(jax.random.key(0)), {})
+    train(
+        tmp_path,
+        reviews,
+        folder,
+        f"--gin_file=models/{name}",
+        "--gin_file=methods/prompt_tuning.gin",
+        "--gin.PROMPT_LENGTH=3",
+        "--gin.EVAL_SPLIT=None",
+    )
+
+
+def test_eval_and_infer(tmp_path, reviews, tiny_checkpoint, capsys):
+    run = tmp_path / "run"
+    methods = ["--gin_file=methods/prompt_tuning.gin", "--gin.PROMPT_LENGTH=3"]
+    model = ["--gin_file=models/tiny.gin"]
+    model.append(f"--gin.INITIAL_CHECKPOINT_PATH={tiny_checkpoint}")
+    train(run, reviews, tiny_checkpoint, *model, *methods)
+    prompt = f"--gin.PROMPT_FILE={run / 'prompt.safetensors'}"
+    out = tmp_path / "eval"
+    code = cli.main(
+        [
+            "eval",
+            *model,
+            prompt,
+            "--gin_file=tasks/local_file.gin",
+            "--gin.MIXTURE_OR_TASK_NAME=configs_reviews",
+            f"--gin.TASK_FILES={reviews}",
+            "--gin.TEMPLATE={sentence}",
+            "--gin.LABEL_NAMES=['good', 'bad']",
+            "--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 4}",
+            f"--gin.EVAL_OUTPUT_DIR={out}",
+        ]
+    )
+    assert code == 0
+    rows = [json.loads(x) for x in (out / "predictions.jsonl").open()]
+    metrics = json.loads((out / "results.json").read_text())["metrics"]
+    right = sum(row["answer"] == row["target"] for row in rows)
+    assert metrics["accuracy"] == pytest.approx(100 * right / len(rows))
+    capsys.readouterr()
+    texts = ["a fine film", "what a dull story"]
+    assert cli.main(["infer", *model, prompt, *texts]) == 0
+    lines = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
+    assert [line["input"] for line in lines] == texts
+    assert all(line["answer"] in ("good", "bad") for line in lines)
+    alone = cli.main(["infer", *model, prompt, texts[1]])
+    (row,) = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
+    assert alone == 0 and row["answer"] == lines[1]["answer"]
+
+
+def test_pretrain(tmp_path):
+    arrays = tmp_path / "arrays"
+    arrays.mkdir()
+    rng = np.random.default_rng(0)
+    offsets = np.arange(0, 84, 4)
+    for suffix in ("", "_validation"):
+        np.save(
+            arrays / f"text{suffix}.npy", rng.integers(3, 8000, 600).astype(np.uint16)
+        )
+        np.savez(
+            arrays / f"labelled{suffix}.npz",
+            inputs=rng.integers(3, 8000, 80).astype(np.uint16),
+            input_offsets=offsets,
+            targets=rng.integers(3, 8000, 80).astype(np.uint16),
+            target_offsets=offsets,
+            task=np.zeros(20, np.uint8),
+            task_names=np.array(["reviews"]),
+        )
+    folder = tmp_path / "run"
+    arguments = [
+        "pretrain",
+        "--gin_file=models/tiny.gin",
+        f"--gin.MODEL_DIR={folder}",
+        f"--gin.ARRAYS_DIR={arrays}",
+        "--gin.TASK_WEIGHTS={'reviews': 1.0}",
+        "--gin.BATCH_SIZE=8",
+        "--gin.INPUTS_LENGTH=32",
+        "--gin.TARGETS_LENGTH=16",
+        "--gin.SPAN_CORRUPTION_SHARE=0.25",
+        "--gin.PREFIX_LM_SHARE=0.25",
+    ]
+    assert cli.main([*arguments, "--gin.TRAIN_STEPS=2"]) == 0
+    assert cli.main([*arguments, "--gin.TRAIN_STEPS=3"]) == 0
+    results = json.loads((folder / "results.json").read_text())
+    assert results["steps"] == 3
+    assert set(results["validation"]) == {
+        "span_corruption_accuracy",
+        "prefix_lm_accuracy",
+        "labelled_accuracy",
+    }
+    specs = model_file.read_specs(folder / "model")
+    assert {str(spec.dtype) for spec in specs.values()} == {"bfloat16"}
+
+
+def test_files_may_come_in_any_order_and_define_each_macro_once():
+    owner = {}
+    for path in CONFIGS.rglob("*.gin"):
+        kind = path.parent.name
+        for macro in re.findall(r"^([A-Z_]+) =", path.read_text(), re.MULTILINE):
+            owner.setdefault(macro, set()).add(kind)
+    # A macro of two kinds would depend on which file comes last.
+    shared = {macro: kinds for macro, kinds in owner.items() if len(kinds) > 1}
+    # Methods and the pre-training run each bring their optimizer's schedule.
+    assert set(shared) <= {
+        "LEARNING_RATE",
+        "LEARNING_RATE_FACTORS",
+        "WARMUP_STEPS",
+        "DECAY_STEPS",
+    }, shared
+
+
+def test_no_file_includes_another():
+    for path in CONFIGS.rglob("*.gin"):
+        assert not re.search(r"^include|^import", path.read_text(), re.MULTILINE)
+
+
+def test_the_demo_has_the_sizes_of_the_embedded_model():
+    config.parse(["models/t5_1_1_mini.gin"], [], [])
+    assert config.CONFIGURABLE["T5Config"]() == demo.CONFIG
