@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import seqio
 
-from prompt_tuning import decoding
+from prompt_tuning import decoding, examples
 from prompt_tuning.errors import UserError
 from prompt_tuning.feature_converter import PromptFeatureConverter
 from prompt_tuning.model import Model
@@ -119,10 +119,13 @@ class Evaluator:
         """
         self._evaluator = seqio.Evaluator(
             name,
-            converter,
+            # seqio would cut EOS and virtual tokens; the converter cuts text alone.
+            converter.limited_to(task_feature_lengths["inputs"]),
             eval_split=split,
             use_cached=False,
-            sequence_length=dict(task_feature_lengths),
+            sequence_length=examples.lengths_for(
+                examples.find(name), task_feature_lengths
+            ),
             num_examples=num_examples,
             logger_cls=(),
         )

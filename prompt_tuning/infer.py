@@ -30,7 +30,7 @@ def answer_texts(
       model: a network that holds the prompt.
       params: all leaves, the prompt's among them.
       texts: raw texts, as the prompt's task gives them to the model.
-      card: the prompt's card: labels, vocabulary, placement.
+      card: the prompt's card: labels, vocabulary, placement, template.
       batch_size: rows of a batch.
       max_decode_len: longest answer where there are no labels.
 
@@ -55,7 +55,10 @@ def answer_texts(
         strategy=decoding.Greedy(max_decode_len, eos_id=vocabulary.eos_id),
     )
     rows: list[dict[str, Any]] = []
-    for tokens in task_data.text_batches(texts, vocabulary, converter, batch_size):
+    batches = task_data.text_batches(
+        texts, vocabulary, converter, batch_size, card.get("template")
+    )
+    for tokens in batches:
         part = texts[len(rows) : len(rows) + batch_size]
         if labels:
             scores = np.asarray(answerer.scores(params, tokens))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prompt_tuning.errors import UserError
 from prompt_tuning.types import Array, Initializer
 
 # The paper draws from the 5,000 most common pieces; SentencePiece orders them so.
@@ -62,11 +63,11 @@ def class_labels(
       fallback: initialiser of the rows that no label is left for.
 
     Raises:
-      ValueError: a label without tokens, or more labels than prompt positions.
+      UserError: a label without tokens, or more labels than prompt positions.
     """
     empty = [i for i, ids in enumerate(labels) if len(ids) == 0]
     if empty or not labels:
-        raise ValueError(
+        raise UserError(
             "class label initialisation needs labels of one token or more, e.g. "
             f"('positive', 'negative'); empty: {empty or 'all'}"
         )
@@ -74,7 +75,7 @@ def class_labels(
     def init(key, shape, dtype=jnp.float32):
         _check_width(shape, table)
         if len(labels) > shape[0]:
-            raise ValueError(
+            raise UserError(
                 f"{len(labels)} class labels do not fit a prompt of length {shape[0]}"
             )
         rows = [jnp.mean(jnp.asarray(table)[np.asarray(ids)], axis=0) for ids in labels]
@@ -91,14 +92,14 @@ def from_text(table: Array, ids: Sequence[int], fallback: Initializer) -> Initia
     """The rows of a text's tokens; ``fallback`` gives the remaining rows.
 
     Raises:
-      ValueError: an empty text, or one of more tokens than the prompt has positions.
+      UserError: an empty text, or one of more tokens than the prompt has positions.
     """
     if len(ids) == 0:
-        raise ValueError("text initialisation needs a text of one token or more")
+        raise UserError("text initialisation needs a text of one token or more")
 
     def init(key, shape, dtype=jnp.float32):
         if len(ids) > shape[0]:
-            raise ValueError(
+            raise UserError(
                 f"the initial text has {len(ids)} tokens, the prompt only {shape[0]} "
                 f"positions; set PROMPT_LENGTH={len(ids)} or shorten the text"
             )
@@ -111,13 +112,13 @@ def from_saved(prompt: Array) -> Initializer:
     """A prompt that was tuned before (soft prompt transfer, Vu et al. 2022).
 
     Raises:
-      ValueError: the saved prompt has another length or width.
+      UserError: the saved prompt has another length or width.
     """
 
     def init(key, shape, dtype=jnp.float32):
         del key
         if tuple(prompt.shape) != tuple(shape):
-            raise ValueError(
+            raise UserError(
                 f"the saved prompt is {list(prompt.shape)}, the model wants "
                 f"{list(shape)}; set PROMPT_LENGTH={prompt.shape[0]} or use the model "
                 "it was tuned on"
@@ -129,6 +130,6 @@ def from_saved(prompt: Array) -> Initializer:
 
 def _check_width(shape: Sequence[int], table: Array) -> None:
     if shape[1] != table.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"prompt width {shape[1]} is not the embedding width {table.shape[1]}"
         )

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prompt_tuning.errors import UserError
 from prompt_tuning.types import Array, DType, Initializer
 
 # Added to the attention logits of masked pairs: finite, so that a row that may attend to
@@ -136,9 +137,7 @@ def activation(name: str) -> Callable[[Array], Array]:
     if name == "linear":
         return lambda x: x
     if not hasattr(nn, name):
-        raise ValueError(
-            f"no activation is called {name!r}; try 'relu', 'gelu', 'silu'"
-        )
+        raise UserError(f"no activation is called {name!r}; try 'relu', 'gelu', 'silu'")
     return getattr(nn, name)
 
 

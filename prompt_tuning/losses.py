@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prompt_tuning.errors import UserError
 from prompt_tuning.types import Array, Batch
 
 # What a loss may be divided by, beside a number or None (a plain sum over tokens).
@@ -59,7 +60,7 @@ def weights_and_divisor(
         counts every packed segment as a sequence.
 
     Raises:
-      ValueError: an unknown name.
+      UserError: an unknown name.
     """
     targets = batch["decoder_target_tokens"]
     weights = batch.get("decoder_loss_weights")
@@ -77,7 +78,7 @@ def weights_and_divisor(
             return weights, float(np.prod(targets.shape))
         case "AVERAGE_PER_SEQUENCE":
             return _sequence_weights(weights, batch.get("decoder_segment_ids"))
-    raise ValueError(
+    raise UserError(
         f"loss_normalizing_factor={loss_normalizing_factor!r} is neither a number nor "
         f"one of {', '.join(NORMALIZING_FACTORS)}"
     )

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from prompt_tuning import layers
+from prompt_tuning.errors import UserError
 from prompt_tuning.prompts import Prompt, PromptBank
 from prompt_tuning.types import Array
 
@@ -67,7 +68,7 @@ class T5Config:
     def __post_init__(self):
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
         if self.remat != "none" and self.remat not in REMAT_POLICIES:
-            raise ValueError(
+            raise UserError(
                 f"remat={self.remat!r} is not one of 'none', 'dots', 'full'"
             )
 

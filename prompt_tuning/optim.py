@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from prompt_tuning import trees
+from prompt_tuning.errors import UserError
 from prompt_tuning.types import Array, PyTree
 
 Schedule = Callable[[Array], Array]
@@ -55,7 +56,7 @@ def learning_rate_schedule(
       min_learning_rate: the rate never falls below it (T5X's 1e-8).
 
     Raises:
-      ValueError: an unknown factor, or a ``..._to_zero`` factor without
+      UserError: an unknown factor, or a ``..._to_zero`` factor without
         ``decay_steps``.
     """
 
@@ -91,11 +92,11 @@ def learning_rate_schedule(
     names = [name.strip() for name in factors.split("*")]
     for name in names:
         if name not in known:
-            raise ValueError(
+            raise UserError(
                 f"learning rate factor {name!r} is not one of {', '.join(known)}"
             )
         if name.endswith("_to_zero") and not decay_steps:
-            raise ValueError(f"{name} needs decay_steps, the step where it reaches 0")
+            raise UserError(f"{name} needs decay_steps, the step where it reaches 0")
 
     def schedule(step: Array) -> Array:
         rate = jnp.ones((), jnp.float32)

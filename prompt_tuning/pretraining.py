@@ -116,6 +116,29 @@ class Mixture:
                     f"task_weights: unknown {unknown or 'none given'}; the labelled "
                     f"tasks are {', '.join(sorted(names))}"
                 )
+            self._check_lengths()
+        room = self.inputs_length + self.targets_length
+        if len(self.text) <= 2 * room:
+            raise UserError(
+                f"the text has {len(self.text)} tokens, rows take up to {room}: give "
+                "more text or shorter rows"
+            )
+
+    def _check_lengths(self) -> None:
+        """Refuses labelled examples that no row has room for."""
+        drawn = np.isin(
+            self.labelled.task_names[self.labelled.task], list(self.task_weights)
+        )
+        for kind, room in (
+            ("input", self.inputs_length),
+            ("target", self.targets_length),
+        ):
+            lengths = np.diff(getattr(self.labelled, f"{kind}_offsets"))[drawn]
+            if (longest := int(lengths.max(initial=0))) > room:
+                raise UserError(
+                    f"{int(np.sum(lengths > room))} labelled {kind}s are longer than "
+                    f"{room} tokens: set {kind.upper()}S_LENGTH={longest} or more"
+                )
 
     def batches(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Batches from step ``start`` on, without end."""

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning import initializers
+from prompt_tuning.errors import UserError
 from prompt_tuning.types import Array
 
 
@@ -28,11 +29,11 @@ class Prompt:
 
     def __post_init__(self):
         if self.length < 1:
-            raise ValueError(
+            raise UserError(
                 f"prompt {self.name!r} has length {self.length}; it must be 1 or more"
             )
         if not self.name or "/" in self.name:
-            raise ValueError(f"{self.name!r} cannot name a prompt: use letters, no '/'")
+            raise UserError(f"{self.name!r} cannot name a prompt: use letters, no '/'")
 
 
 class PromptBank(nn.Module):
@@ -72,7 +73,7 @@ def virtual_ids(
     ids, start = {}, vocab_size
     for prompt in prompts:
         if prompt.name in ids:
-            raise ValueError(f"two prompts are called {prompt.name!r}")
+            raise UserError(f"two prompts are called {prompt.name!r}")
         ids[prompt.name] = np.arange(start, start + prompt.length, dtype=np.int32)
         start += prompt.length
     return ids

@@ -8,10 +8,12 @@ import seqio
 import tensorflow as tf
 
 from prompt_tuning import data, examples, report
+from prompt_tuning.errors import UserError
 from prompt_tuning.feature_converter import PromptFeatureConverter
 from prompt_tuning.local_task import LocalTask
 from prompt_tuning.prompts import Prompt
 from prompt_tuning.tasks import features, labels, local_file
+from prompt_tuning.template import Template
 from prompt_tuning.train import Batches
 
 
@@ -102,13 +104,29 @@ def text_batches(
     vocabulary: seqio.Vocabulary,
     converter: PromptFeatureConverter,
     batch_size: int,
+    template: str | None = None,
 ) -> Iterator[np.ndarray]:  # [batch_size, T + P]
     """Texts as encoder rows with their prompt, none of them cut.
 
+    A template of one column is filled with each text.
+
     The rows are as long as the longest text wants, rounded up to a multiple of 32 so
     that few shapes are compiled; the last batch is filled up with rows of padding.
+
+    Raises:
+      UserError: the template has several columns.
     """
-    ids = [[*vocabulary.encode(text), vocabulary.eos_id] for text in texts]
+    parsed = Template.parse(template or "{text}")
+    if len(parsed.columns) > 1:
+        raise UserError(
+            f"the prompt's template has the columns {', '.join(parsed.columns)}, a text "
+            "is only one: put the rows into a file and use eval"
+        )
+    (column,) = parsed.columns
+    ids = [
+        [*parsed.encode({column: text}, vocabulary.encode), vocabulary.eos_id]
+        for text in texts
+    ]
     length = -(-max(map(len, ids)) // 32) * 32
     dataset = tf.data.Dataset.from_generator(
         lambda: ({"inputs": row, "targets": [vocabulary.eos_id]} for row in ids),

@@ -8,7 +8,7 @@ a prompt whose ids are not known yet is written -(i + 1).
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from prompt_tuning.errors import UserError
 
@@ -103,6 +103,16 @@ class Template:
             for part in self.parts
             if not isinstance(part, Positions)
         ]
+
+    def encode(
+        self, row: Mapping[str, str], encode: Callable[[str], Sequence[int]]
+    ) -> list[int]:
+        """A row's token ids, without EOS; negative ones stand for the prompt."""
+        texts = iter(self.render(row))
+        ids: list[int] = []
+        for part in self.parts:
+            ids += part.ids if isinstance(part, Positions) else encode(next(texts))
+        return ids
 
 
 def _positions(field: str, template: str) -> Positions:

@@ -6,6 +6,7 @@ and resumes from its last checkpoint as if it had never stopped. At its end it p
 that the frozen leaves are, byte for byte, what they were at the start.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -120,7 +121,6 @@ def fit(
       evaluate: gives the validation metrics of (tuned, frozen) leaves.
       num_microbatches: see `make_train_step`.
       mesh: devices to spread batches over.
-      max_checkpoints: how many checkpoints to keep.
       quiet: no progress bar.
 
     Returns:
@@ -154,7 +154,10 @@ def fit(
     if best is not None:
         stale = sum(step > best.step for step in log.evaluated_steps())
     stopped = bool(schedule.patience) and stale >= schedule.patience
-    with log:
+    placed = contextlib.nullcontext()
+    if mesh is not None:
+        placed = sharding.partitioned(mesh, sharding.logical_axis_rules())
+    with log, placed:
         for step, batch in zip(
             range(first + 1, schedule.steps + 1), batches(first), strict=False
         ):

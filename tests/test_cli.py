@@ -31,8 +31,8 @@ def good(tmp_path, reviews, tiny_checkpoint):
         "LABEL_NAMES": ["good", "bad"],
         "TASK_FEATURE_LENGTHS": {"inputs": 8, "targets": 4},
         "TRAIN_STEPS": 2,
-        "BATCH_SIZE": 4,
-        "EVAL_BATCH_SIZE": 4,
+        "BATCH_SIZE": 8,
+        "EVAL_BATCH_SIZE": 8,
         "PROMPT_LENGTH": 3,
         "INITIAL_CHECKPOINT_PATH": str(tiny_checkpoint),
     }

@@ -120,6 +120,9 @@ def train(
         raise UserError(
             f"no method is called {method!r}; choose {', '.join(methods.RULES)}"
         )
+    for name, value in (("TRAIN_STEPS", train_steps), ("BATCH_SIZE", batch_size)):
+        if value < 1:
+            raise UserError(f"{name}={value} must be 1 or more")
     folder = writable_folder(model_dir, on_start)
     prompts = ()
     if prompt_length:
@@ -202,6 +205,7 @@ def train(
             "length": prompt_length,
             "width": config.emb_dim,
             "placement": placement,
+            "template": None if local_task is None else local_task.template,
             "task": mixture_or_task_name,
             "labels": task.labels,
             "vocabulary": task.vocabulary_name,
@@ -229,8 +233,5 @@ def start_prompt(
     Raises:
       UserError: the initialisation does not fit the prompt or the vocabulary.
     """
-    try:
-        init = make(source.table, vocabulary.encode, vocabulary.unk_id)
-        return init(key, (length, source.config.emb_dim), np.float32)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    init = make(source.table, vocabulary.encode, vocabulary.unk_id)
+    return init(key, (length, source.config.emb_dim), np.float32)
