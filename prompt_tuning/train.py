@@ -46,6 +46,7 @@ class Schedule:
         trains to the end.
       metric: the metric that chooses the best parameters (higher is better); None
         takes the mean of all metrics, as the paper does where a task has several.
+      keep_last: take the last evaluation for the best, whatever its metrics.
     """
 
     steps: int
@@ -54,6 +55,7 @@ class Schedule:
     log_period: int = 10
     patience: int = 0
     metric: str | None = None
+    keep_last: bool = False
 
     def due(self, step: int, period: int) -> bool:
         """Whether ``step`` ends a period or the run."""
@@ -181,7 +183,7 @@ def fit(
                 values = dict(evaluate(state.tuned, frozen))
                 value = _selection_value(values, schedule.metric)
                 log.validation(step, values)
-                if best is None or value > best.value:
+                if best is None or value > best.value or schedule.keep_last:
                     best = Best(step, value, values, _copy(state.tuned))
                     _write_best(model_dir, best)
                     stale = 0

@@ -55,7 +55,6 @@ LAYERS = {
         "tasks.glue",
         "tasks.super_glue",
         "tasks.rotten_tomatoes",
-        "tasks.registry",
         "tasks",
         "tasks.local_file",
         "task_data",

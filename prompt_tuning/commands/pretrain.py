@@ -99,7 +99,9 @@ def pretrain(
         methods.RULES["model_tuning"],
         optimizer,
         stream.batches,
-        training.Schedule(train_steps, eval_period, checkpoint_period),
+        training.Schedule(
+            train_steps, eval_period, checkpoint_period, keep_last=True
+        ),
         key=jax.random.key(seed + 1),
         model_dir=folder,
         evaluate=pretraining.held_out_metrics(model, held_out),

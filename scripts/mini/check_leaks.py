@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks that no Rotten Tomatoes row occurs in the pretraining arrays.
 
 The small model is later measured on the Rotten Tomatoes sentences, so neither

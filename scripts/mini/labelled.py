@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Turns labelled rows into rendered examples."""
 
 import collections

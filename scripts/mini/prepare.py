@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prepares the pretraining data of the small T5 1.1.
 
 Writes a SentencePiece vocabulary, a stream of tokenised prose and rendered

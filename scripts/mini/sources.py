@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads the labelled sets out of the packages that ship them.
 
 Archives are read in place: nothing is installed and no package is imported.

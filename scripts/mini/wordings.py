@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The wordings in which the labelled sets are put to the model.
 
 A wording is a pattern for the input and a word for each label. Several of
