@@ -27,7 +27,6 @@ COMMANDS = {
     "infer": "answer texts with a tuned prompt",
     "pretrain": "pre-train a model from arrays of token ids",
 }
-RUN_FILES = {name: f"runs/{name}.gin" for name in COMMANDS}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -100,11 +99,8 @@ def run(arguments: Sequence[str]) -> None:
 
     if options.command != "pretrain":
         _import_quietly("seqio")
-    files = list(options.gin_file)
-    run_file = RUN_FILES[options.command]
-    if not any(os.path.basename(f) == os.path.basename(run_file) for f in files):
-        files.append(run_file)
     search = [path for path in options.gin_search_paths.split(",") if path]
+    files = config.with_run_file(options.command, options.gin_file, search)
     config.parse(files, bindings, search)
     config.run(options.command, getattr(options, "texts", None))
 

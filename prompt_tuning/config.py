@@ -38,7 +38,16 @@ CONFIGURABLES: tuple[Callable[..., Any], ...] = (
     prompt_inits.text_init,
     prompt_inits.saved_init,
 )
-CONFIGURABLE = {fn.__name__: gin.external_configurable(fn) for fn in CONFIGURABLES}
+CONFIGURABLE: dict[str, Callable[..., Any]] = {
+    fn.__name__: gin.external_configurable(fn) for fn in CONFIGURABLES
+}
+# The function that each command runs, by the name that gin files use.
+FUNCTIONS = {
+    "train": "train",
+    "eval": "evaluate",
+    "infer": "infer",
+    "pretrain": "pretrain",
+}
 
 CONFIG_FILE = "config.gin"
 _MACRO = re.compile(r"^([A-Z][A-Z0-9_]*)\s*=")
@@ -138,6 +147,20 @@ def parse(
         raise UserError(f"gin: {one_line(error)}") from error
 
 
+def with_run_file(
+    command: str, files: Sequence[str], search_paths: Sequence[str]
+) -> list[str]:
+    """Adds the command's file of runs/ unless one of ``files`` does its work.
+
+    A file does that which says what network the command runs: one's own run file, or
+    the ``config.gin`` that an earlier run wrote.
+    """
+    line = re.compile(rf"^{FUNCTIONS[command]}\.config\s*=", re.MULTILINE)
+    if any(line.search(find(name, search_paths).read_text()) for name in files):
+        return list(files)
+    return [*files, f"runs/{command}.gin"]
+
+
 def operative_config() -> str:
     """What the run used, as a gin file that gives the same run."""
     return gin.operative_config_str()
@@ -170,13 +193,13 @@ def run(command: str, texts: Sequence[str] | None = None) -> None:
             raise UserError(
                 f"no file of {kind}/ was given: add one, e.g. --gin_file={example}"
             ) from error
-    name = "evaluate" if command == "eval" else command
+    function = CONFIGURABLE[FUNCTIONS[command]]
     if command == "infer":
-        rows = CONFIGURABLE["infer"](texts=tuple(texts or ()))
+        rows = function(texts=tuple(texts or ()))
         for row in rows:
             print(json.dumps(row, ensure_ascii=False))
         return
-    results = CONFIGURABLE[name](
+    results = function(
         on_start=lambda folder: common.write_text(
             folder / CONFIG_FILE, operative_config()
         )

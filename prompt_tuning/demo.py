@@ -25,7 +25,7 @@ from prompt_tuning.prompt_inits import class_labels_init
 TASK = "rotten_tomatoes"
 MODULE = "prompt_tuning.tasks.rotten_tomatoes"
 CHECKPOINT = "embedded:t5_1_1_mini"
-LENGTHS = {"inputs": 96, "targets": 4}
+LENGTHS = {"inputs": 64, "targets": 4}
 # The sizes of configs/models/t5_1_1_mini.gin; a test holds the two together.
 CONFIG = T5Config(
     vocab_size=8192,
@@ -35,6 +35,7 @@ CONFIG = T5Config(
     num_decoder_layers=4,
     head_dim=32,
     mlp_dim=512,
+    unroll=4,
 )
 PROMPT_LENGTH = 20
 # Prompts as people write them; the first word of the pair stands for "negative".
@@ -77,11 +78,11 @@ def run(output: str, seeds: int = 1) -> dict[str, Any]:
             prompt_length=PROMPT_LENGTH,
             prompt_init=class_labels_init(("negative", "positive")),
             optimizer=optim.adafactor(
-                optim.learning_rate_schedule("constant", 0.03),
+                optim.learning_rate_schedule("constant", 0.1),
                 multiply_by_parameter_scale=False,
                 weight_decay_rate=1e-5,
             ),
-            train_steps=400,
+            train_steps=300,
             eval_period=50,
         )
         prompt = folder / name / common.PROMPT_FILE
@@ -166,10 +167,13 @@ def _baselines() -> dict[str, np.ndarray]:
     model = Model(Transformer(source.config))
     report.say("hand-written prompts, by rank classification on the frozen model")
 
-    def accuracy_on(prompt: HandWritten, split) -> np.ndarray:
-        return baselines.hand_written(model, source.params, prompt, *split, "mini")
+    def right_by(prompt: HandWritten, split: tuple[list[str], list[int]]) -> np.ndarray:
+        split_texts, split_labels = split
+        return baselines.hand_written(
+            model, source.params, prompt, split_texts, split_labels, "mini"
+        )
 
-    chosen = max(HAND_WRITTEN, key=lambda p: accuracy_on(p, held_out).mean())
+    chosen = max(HAND_WRITTEN, key=lambda prompt: right_by(prompt, held_out).mean())
     right = {
         "majority class": baselines.majority(train_labels, labels),
         "TF-IDF and logistic regression": baselines.tf_idf(
@@ -177,7 +181,7 @@ def _baselines() -> dict[str, np.ndarray]:
         ),
     }
     for prompt in HAND_WRITTEN:
-        values = accuracy_on(prompt, (texts, labels))
+        values = right_by(prompt, (texts, labels))
         right[f"hand-written: {prompt.pattern}"] = values
         report.say(f"  {values.mean():.3f}  {prompt.pattern}")
     right["hand-written, the best of five on validation"] = right[

@@ -117,12 +117,13 @@ def text_batches(
       UserError: the template has several columns.
     """
     parsed = Template.parse(template or "{text}")
-    if len(parsed.columns) > 1:
+    columns = parsed.columns
+    if len(columns) != 1:
         raise UserError(
-            f"the prompt's template has the columns {', '.join(parsed.columns)}, a text "
-            "is only one: put the rows into a file and use eval"
+            f"the prompt's template has the columns {', '.join(columns)}, a text is "
+            "only one: put the rows into a file and use eval"
         )
-    (column,) = parsed.columns
+    column = columns[0]
     ids = [
         [*parsed.encode({column: text}, vocabulary.encode), vocabulary.eos_id]
         for text in texts

@@ -223,8 +223,7 @@ def test_the_written_config_gives_the_same_run(good, tmp_path):
     text = (tmp_path / "run" / "config.gin").read_text()
     again = tmp_path / "again.gin"
     again.write_text(text.replace(str(tmp_path / "run"), str(tmp_path / "run2")))
-    config.parse([str(again)], [], [])
-    config.run("train")
+    assert cli.main(["train", f"--gin_file={again}"]) == 0
     second = json.loads((tmp_path / "run2/results.json").read_text())
     assert first == second
     prompts = [

@@ -99,9 +99,7 @@ def pretrain(
         methods.RULES["model_tuning"],
         optimizer,
         stream.batches,
-        training.Schedule(
-            train_steps, eval_period, checkpoint_period, keep_last=True
-        ),
+        training.Schedule(train_steps, eval_period, checkpoint_period, keep_last=True),
         key=jax.random.key(seed + 1),
         model_dir=folder,
         evaluate=pretraining.held_out_metrics(model, held_out),
