@@ -67,7 +67,10 @@ def answer_texts(
                 {
                     "input": text,
                     "answer": labels[int(np.argmax(chance))],
-                    "scores": dict(zip(labels, chance.round(4).tolist())),
+                    "scores": {
+                        label: round(float(p), 4)
+                        for label, p in zip(labels, chance, strict=True)
+                    },
                 }
                 for text, chance in zip(part, chances)
             ]
