@@ -2,6 +2,7 @@
 """The frozen base model of a run: sizes, weights, identity."""
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -59,16 +60,22 @@ class BaseModel:
       config: the sizes, with the activations' dtype.
       params: the weights in the dtype they are kept in.
       name: the checkpoint's folder name.
-      fingerprint: hash of the weights rounded to bfloat16, so that it is the same
-        whichever dtype they were loaded in.
       mesh: the devices the weights are spread over, or None for one device.
     """
 
     config: T5Config
     params: Params
     name: str
-    fingerprint: str
     mesh: jax.sharding.Mesh | None
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of the weights rounded to bfloat16.
+
+        It is the same whichever dtype they were loaded in, and made when first asked
+        for: not every command needs it.
+        """
+        return trees.fingerprint(self.params, jnp.bfloat16)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -113,5 +120,4 @@ def load(
     params = model_file.load_model(
         folder, abstract, resolve_dtype(frozen_dtype), shardings
     )
-    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    return BaseModel(config, params, folder.name, trees.fingerprint(rounded), mesh)
+    return BaseModel(config, params, folder.name, mesh)

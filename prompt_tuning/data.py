@@ -95,10 +95,12 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     def _finish(self, key: str, array: np.ndarray) -> np.ndarray:
         if key == "decoder_loss_weights":
             array = array.astype(np.float32)
-        missing = self._batch_size - len(array)
-        if missing:
-            array = np.pad(array, ((0, missing), (0, 0)))
-        return array[self._rows]
+        return pad_rows(array, self._batch_size)[self._rows]
+
+
+def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:  # [b, ...] -> [rows, ...]
+    """Fills a last batch up with rows of zeros, so that one shape is compiled."""
+    return np.pad(array, ((0, rows - len(array)), (0, 0)))
 
 
 def real_rows(batch: Mapping[str, np.ndarray]) -> np.ndarray:  # [B] bool

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import seqio
 
-from prompt_tuning import decoding, examples
+from prompt_tuning import data, decoding, examples
 from prompt_tuning.errors import UserError
 from prompt_tuning.feature_converter import PromptFeatureConverter
 from prompt_tuning.model import Model
@@ -92,11 +92,6 @@ class Evaluation:
     answers: Sequence[str]
     targets: Sequence[str]
 
-    @property
-    def correct(self) -> np.ndarray:
-        """Which answers equal their target, for intervals over examples: [N] bool."""
-        return np.array([a == t for a, t in zip(self.answers, self.targets)])
-
 
 class Evaluator:
     """Evaluates parameters on one split, whose examples it keeps in memory."""
@@ -171,6 +166,5 @@ class Evaluator:
 def _padded(dataset, batch_size: int) -> Iterator[tuple[list[int], np.ndarray]]:
     """Indices and full batches of encoder tokens; rows past the indices are padding."""
     for indices, features in dataset.batch(batch_size).as_numpy_iterator():
-        tokens = features["encoder_input_tokens"]
-        missing = batch_size - len(tokens)
-        yield indices.tolist(), np.pad(tokens, ((0, missing), (0, 0)))
+        tokens = data.pad_rows(features["encoder_input_tokens"], batch_size)
+        yield indices.tolist(), tokens

@@ -138,5 +138,4 @@ def text_batches(
     )
     rows = converter(dataset, {"inputs": length, "targets": 1})
     for batch in rows.batch(batch_size).as_numpy_iterator():
-        tokens = batch["encoder_input_tokens"]
-        yield np.pad(tokens, ((0, batch_size - len(tokens)), (0, 0)))
+        yield data.pad_rows(batch["encoder_input_tokens"], batch_size)

@@ -8,7 +8,6 @@ that the frozen leaves are, byte for byte, what they were at the start.
 
 import contextlib
 import dataclasses
-import itertools
 import math
 import pathlib
 import time
@@ -156,16 +155,14 @@ def fit(
     if best is not None:
         stale = sum(step > best.step for step in log.evaluated_steps())
     stopped = bool(schedule.patience) and stale >= schedule.patience
+    last = first if stopped else schedule.steps
     placed = contextlib.nullcontext()
     if mesh is not None:
         placed = sharding.partitioned(mesh, sharding.logical_axis_rules())
     with log, placed:
         for step, batch in zip(
-            range(first + 1, schedule.steps + 1), batches(first), strict=False
+            range(first + 1, last + 1), batches(first), strict=False
         ):
-            if stopped:
-                step -= 1
-                break
             if mesh is not None:
                 batch = sharding.shard_batch(batch, mesh)
             state, metrics = train_step(state, frozen, batch)
@@ -265,8 +262,3 @@ def _drop_other_bests(model_dir: pathlib.Path, best: Best | None) -> None:
         for path in keep.parent.glob("*.safetensors"):
             if path != keep:
                 path.unlink()
-
-
-def repeat(batch: Mapping[str, np.ndarray]) -> Batches:
-    """The same batch for ever, for tests and for timing."""
-    return lambda start: itertools.repeat(batch)

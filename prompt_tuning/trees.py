@@ -73,7 +73,7 @@ def labels(tree: Params, rules: Rules) -> dict[str, Any]:
     """
     flat, missing = {}, []
     for name in flatten(tree):
-        label = next((to for rule, to in rules if re.fullmatch(rule, name)), None)
+        label = first_match(rules, name)
         if label is None:
             missing.append(name)
         flat[name] = label
@@ -120,14 +120,16 @@ def num_bytes(tree: PyTree) -> int:
     )
 
 
-def fingerprint(tree: Params) -> str:
+def fingerprint(tree: Params, dtype: Any = None) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of all leaves, as hexadecimal.
 
-    Leaves are read one at a time, so that a sharded model never lies whole on the host.
+    Leaves are read one at a time, so that a sharded model never lies whole on the host,
+    and hashed as ``dtype`` if one is given.
     """
     digest = hashlib.sha256()
     for name, leaf in sorted(flatten(tree).items()):
-        array = np.ascontiguousarray(np.asarray(leaf))
+        array = np.asarray(leaf)
+        array = np.ascontiguousarray(array if dtype is None else array.astype(dtype))
         digest.update(f"{name}:{array.dtype}:{array.shape};".encode())
         digest.update(memoryview(array.view(np.uint8).reshape(-1)))
     return digest.hexdigest()
