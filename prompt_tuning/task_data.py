@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import jax
 import numpy as np
 import seqio
 import tensorflow as tf
@@ -95,6 +96,7 @@ class TaskData:
             seed=seed,
             pack=pack,
             start_batch=start,
+            shard_info=(jax.process_index(), jax.process_count()),
             examples_to_check=0,
         )
 
