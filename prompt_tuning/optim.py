@@ -43,7 +43,8 @@ def learning_rate_schedule(
     (the base rate, warmed up, then less ``decay_factor`` of it with every step, so that
     0.5 takes two steps; it includes constant and linear_warmup). Two factors are ours,
     because a run's last step is what one knows: linear_to_zero and cosine_to_zero go
-    from 1 after the warm-up to 0 at ``decay_steps``.
+    from 1 at the start (after the warm-up, if linear_warmup is a factor, too) to 0 at
+    ``decay_steps``.
 
     Args:
       factors: names joined by ``*``.
@@ -57,12 +58,15 @@ def learning_rate_schedule(
 
     Raises:
       UserError: an unknown factor, or a ``..._to_zero`` factor without
-        ``decay_steps``.
+        ``decay_steps`` or with one that is not past the warm-up.
     """
+    names = [name.strip() for name in factors.split("*")]
+    # T5X's warm-up of 10,000 steps is a default, not a wish: without its factor a decay
+    # begins at once.
+    begin = warmup_steps if "linear_warmup" in names else 0
 
     def to_zero(step: Array) -> Array:
-        span = max(1, (decay_steps or 0) - warmup_steps)
-        return jnp.clip((step - warmup_steps) / span, 0.0, 1.0)
+        return jnp.clip((step - begin) / ((decay_steps or 0) - begin), 0.0, 1.0)
 
     def cycle(step: Array) -> Array:
         return jnp.maximum(step - warmup_steps, 0.0) / steps_per_cycle % 1.0
@@ -89,7 +93,6 @@ def learning_rate_schedule(
         "linear_to_zero": lambda step: 1.0 - to_zero(step),
         "cosine_to_zero": lambda step: cosine(to_zero(step)),
     }
-    names = [name.strip() for name in factors.split("*")]
     for name in names:
         if name not in known:
             raise UserError(
@@ -97,6 +100,10 @@ def learning_rate_schedule(
             )
         if name.endswith("_to_zero") and not decay_steps:
             raise UserError(f"{name} needs decay_steps, the step where it reaches 0")
+        if name.endswith("_to_zero") and decay_steps <= begin:
+            raise UserError(
+                f"decay_steps={decay_steps} must lie after the warm-up of {begin} steps"
+            )
 
     def schedule(step: Array) -> Array:
         rate = jnp.ones((), jnp.float32)
