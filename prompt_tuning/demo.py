@@ -82,8 +82,8 @@ def run(output: str, seeds: int = 1) -> dict[str, Any]:
                 multiply_by_parameter_scale=False,
                 weight_decay_rate=1e-5,
             ),
-            train_steps=300,
-            eval_period=50,
+            train_steps=1000,
+            eval_period=100,
         )
         prompt = folder / name / common.PROMPT_FILE
         runs.append(_test(folder / name, prompt=str(prompt)))
