@@ -11,11 +11,10 @@ step: arguments, results and temporaries, those that share a buffer counted once
 import argparse
 import json
 import pathlib
-import platform
 import statistics
-import subprocess
 import time
 
+import environment
 import jax
 
 from prompt_tuning import demo, methods, optim, trees
@@ -94,15 +93,8 @@ def main() -> None:
         "planned_bytes": memory,
         "memory_ratio": memory["prompt_tuning"] / memory["model_tuning"],
         "optimizer_bytes": slots,
-        "machine": f"{platform.machine()} {platform.system()}, {jax.device_count()} "
-        f"{jax.default_backend()} device",
-        "versions": common.versions(),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout.strip(),
+        "backend": jax.default_backend(),
+        **environment.describe(),
     }
     text = json.dumps(results, indent=2)
     print(text)

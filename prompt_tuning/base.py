@@ -8,8 +8,9 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning import sharding, trees
-from prompt_tuning.checkpoints import model_file
+from prompt_tuning import report, sharding, trees
+from prompt_tuning.checkpoints import formats, loading
+from prompt_tuning.checkpoints.source import Source
 from prompt_tuning.errors import UserError
 from prompt_tuning.model import Model
 from prompt_tuning.network import T5Config, Transformer
@@ -19,24 +20,19 @@ EMBEDDED = "embedded:"
 ASSETS = pathlib.Path(__file__).parent / "assets"
 
 
-def checkpoint_folder(path: str | pathlib.Path) -> pathlib.Path:
-    """Where a checkpoint lies; ``embedded:NAME`` is a model inside the package.
+def open_checkpoint(path: str | pathlib.Path) -> Source:
+    """Opens INITIAL_CHECKPOINT_PATH; ``embedded:NAME`` is a model inside the package.
 
     Raises:
-      UserError: there is no such folder.
+      UserError: see `formats.open_model`.
     """
     if str(path).startswith(EMBEDDED):
         folder = ASSETS / str(path).removeprefix(EMBEDDED)
         if not folder.is_dir():
             names = ", ".join(sorted(p.name for p in ASSETS.iterdir()))
             raise UserError(f"no model {path!r} is embedded; there is {names}")
-        return folder
-    folder = pathlib.Path(path)
-    if not folder.exists():
-        raise UserError(
-            f"INITIAL_CHECKPOINT_PATH {path} does not exist; give the folder of a model"
-        )
-    return folder
+        path = folder
+    return formats.open_model(path)
 
 
 def resolve_dtype(dtype: str) -> str:
@@ -59,7 +55,7 @@ class BaseModel:
     Attributes:
       config: the sizes, with the activations' dtype.
       params: the weights in the dtype they are kept in.
-      name: the checkpoint's folder name.
+      name: what people call the checkpoint.
       mesh: the devices the weights are spread over, or None for one device.
     """
 
@@ -100,7 +96,7 @@ def load(
 
     Args:
       config: the sizes.
-      checkpoint_path: a folder, or ``embedded:NAME``.
+      checkpoint_path: of any format (see `formats.open_model`), or ``embedded:NAME``.
       frozen_dtype: dtype to keep the weights in; see `resolve_dtype`.
       activation_dtype: dtype to compute in.
       num_partitions: devices that one copy of the model is cut over.
@@ -108,7 +104,13 @@ def load(
     Raises:
       UserError: the checkpoint is missing or does not fit the sizes.
     """
-    folder = checkpoint_folder(checkpoint_path)
+    source = open_checkpoint(checkpoint_path)
+    loading.check_sizes(source, config)
+    if source.prompts:
+        report.say(
+            f"{source.path} holds a prompt beside the model ({', '.join(source.prompts)}"
+            "), which is left out; PROMPT_FILE takes it"
+        )
     config = dataclasses.replace(config, dtype=resolve_dtype(activation_dtype))
     abstract = Model(Transformer(config)).abstract_params()
     mesh = shardings = None
@@ -117,7 +119,7 @@ def load(
         shardings = sharding.param_shardings(
             abstract, mesh, sharding.logical_axis_rules()
         )
-    params = model_file.load_model(
-        folder, abstract, resolve_dtype(frozen_dtype), shardings
+    params = loading.load_params(
+        source, abstract, resolve_dtype(frozen_dtype), shardings
     )
-    return BaseModel(config, params, folder.name, mesh)
+    return BaseModel(config, params, source.name, mesh)

@@ -49,11 +49,37 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--gin_search_paths", default="", metavar="DIR,DIR", help="more folders"
         )
+        if name in ("eval", "infer"):
+            sub.add_argument(
+                "--force",
+                action="store_true",
+                help="use a prompt that was tuned on another base model or vocabulary",
+            )
         if name == "infer":
             sub.add_argument("texts", nargs="*", help="texts to answer")
     sub = commands.add_parser("inspect", help="say what a file or folder holds")
-    sub.add_argument("path", help="a prompt file, a model folder or a MODEL_DIR")
-    sub.add_argument("--base", help="folder of the base model, for nearest tokens")
+    sub.add_argument("path", help="a prompt, a model or a MODEL_DIR, of any format")
+    sub.add_argument("--base", help="the base model, for a prompt's nearest tokens")
+    sub.add_argument("--plot", metavar="PNG", help="draw a prompt's norms and cosines")
+    sub = commands.add_parser(
+        "convert", help="write a model or a prompt in another format"
+    )
+    sub.add_argument(
+        "path",
+        metavar="SRC",
+        help="a model (T5X, Hugging Face folder or hub name, gs://, embedded:NAME) or "
+        "a prompt (.safetensors, .npy, PEFT folder, T5X checkpoint)",
+    )
+    sub.add_argument("output", metavar="DST", help="the folder or file to write")
+    sub.add_argument(
+        "--to",
+        required=True,
+        metavar="FORMAT",
+        help="models: native, t5x, huggingface; prompts: native, npy, peft, "
+        "peft-doubled",
+    )
+    sub.add_argument("--dtype", help="float32 or bfloat16; by default as it is")
+    sub.add_argument("--vocabulary", metavar="FILE", help="spiece.model to put beside")
     sub = commands.add_parser(
         "demo", help="tune a prompt of the embedded model on movie reviews"
     )
@@ -87,7 +113,18 @@ def run(arguments: Sequence[str]) -> None:
     if options.command == "inspect":
         from prompt_tuning import inspect_file
 
-        inspect_file.show(options.path, options.base)
+        inspect_file.show(options.path, options.base, options.plot)
+        return
+    if options.command == "convert":
+        from prompt_tuning import convert
+
+        convert.convert(
+            options.path,
+            options.output,
+            options.to,
+            dtype=options.dtype,
+            vocabulary=options.vocabulary,
+        )
         return
     if options.command == "demo":
         _import_quietly("seqio")
@@ -100,6 +137,8 @@ def run(arguments: Sequence[str]) -> None:
     if options.command != "pretrain":
         _import_quietly("seqio")
     search = [path for path in options.gin_search_paths.split(",") if path]
+    if getattr(options, "force", False):
+        bindings.append("FORCE=True")
     files = config.with_run_file(options.command, options.gin_file, search)
     config.parse(files, bindings, search)
     config.run(options.command, getattr(options, "texts", None))

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from prompt_tuning import decoding, task_data
+from prompt_tuning.checkpoints import prompt_file
 from prompt_tuning.evaluate import Answerer
 from prompt_tuning.feature_converter import PromptFeatureConverter
 from prompt_tuning.model import Model
@@ -23,6 +24,7 @@ def answer_texts(
     *,
     batch_size: int = 32,
     max_decode_len: int = 32,
+    force: bool = False,
 ) -> list[dict[str, Any]]:
     """Answers each text.
 
@@ -33,15 +35,17 @@ def answer_texts(
       card: the prompt's card: labels, vocabulary, placement, template.
       batch_size: rows of a batch.
       max_decode_len: longest answer where there are no labels.
+      force: take a vocabulary that is no longer the one of the card.
 
     Returns:
       For each text ``input``, ``answer`` and, with labels, ``scores``: the probability
       of each label among them.
 
     Raises:
-      UserError: the vocabulary of the card is not to be had.
+      UserError: the vocabulary of the card is not to be had, or has changed.
     """
     vocabulary = features.vocabulary(card.get("vocabulary") or "t5")
+    prompt_file.check_vocabulary(card, features.fingerprint(vocabulary), force)
     converter = PromptFeatureConverter(
         model.network.prompts,
         model.network.config.vocab_size,

@@ -98,9 +98,11 @@ def learning_rate_schedule(
             raise UserError(
                 f"learning rate factor {name!r} is not one of {', '.join(known)}"
             )
-        if name.endswith("_to_zero") and not decay_steps:
+        if not name.endswith("_to_zero"):
+            continue
+        if not decay_steps:
             raise UserError(f"{name} needs decay_steps, the step where it reaches 0")
-        if name.endswith("_to_zero") and decay_steps <= begin:
+        if decay_steps <= begin:
             raise UserError(
                 f"decay_steps={decay_steps} must lie after the warm-up of {begin} steps"
             )
@@ -126,8 +128,9 @@ def adafactor(
 ) -> optax.GradientTransformation:
     """Adafactor with T5X's defaults and arithmetic.
 
-    The second moments of a prompt are never factored, whatever its length, as in the
-    original prompt tuning code.
+    The second moments of a prompt are never factored, whatever its length. The original
+    prompt tuning code asks for the same, but T5X factors a prompt of 128 positions or
+    more all the same, by its heuristic for matrices.
     """
 
     def build(factored: bool) -> optax.GradientTransformation:

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a run, made of the records in ``metrics.jsonl``."""
+"""Pictures: a run by the records in ``metrics.jsonl``, a prompt by its rows."""
 
-import os
 import pathlib
+from typing import Any
+
+import numpy as np
 
 from prompt_tuning import report
+from prompt_tuning.checkpoints import files
 
 CURVE_FILE = "learning_curve.png"
 
@@ -15,17 +18,12 @@ def learning_curve(model_dir: pathlib.Path) -> pathlib.Path | None:
     Returns:
       The path of the picture, or None where there is nothing to draw.
     """
-    # Imported here: it costs a second that runs without a plot need not pay.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     records = report.read_metrics(model_dir)
     train = [r for r in records if r["split"] == "train"]
     validation = [r for r in records if r["split"] == "validation"]
     if not train:
         return None
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(8, 4.5)
     axes = figure.add_subplot()
     axes.plot([r["step"] for r in train], [r["loss"] for r in train], color="tab:blue")
     axes.set_xlabel("step")
@@ -45,7 +43,43 @@ def learning_curve(model_dir: pathlib.Path) -> pathlib.Path | None:
         right.legend(loc="lower right")
     axes.set_title(pathlib.Path(model_dir).name)
     path = pathlib.Path(model_dir) / CURVE_FILE
-    partial = path.with_suffix(".partial.png")
-    figure.savefig(partial, dpi=120)
-    os.replace(partial, path)
+    _save(figure, path)
     return path
+
+
+def prompt(path: files.Path, norms: np.ndarray, cosines: np.ndarray) -> None:
+    """Draws a prompt: the norm of every row, and how alike the rows are.
+
+    Args:
+      path: the picture, PNG.
+      norms: ``[P]``.
+      cosines: ``[P, P]``, of all pairs of rows.
+
+    Raises:
+      UserError: the picture cannot be written.
+    """
+    figure = _figure(10, 4.5)
+    left, right = figure.subplots(1, 2)
+    left.bar(np.arange(len(norms)), norms, width=1.0)
+    left.set_xlabel("position")
+    left.set_ylabel("norm of the row")
+    image = right.imshow(cosines, vmin=-1.0, vmax=1.0, cmap="RdBu_r")
+    right.set_xlabel("position")
+    right.set_ylabel("position")
+    figure.colorbar(image, ax=right, label="cosine")
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Any:
+    # Imported here: it costs a second that runs without a plot need not pay.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: files.Path) -> None:
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")

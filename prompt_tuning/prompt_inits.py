@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from prompt_tuning import initializers
-from prompt_tuning.checkpoints import prompt_file
+from prompt_tuning.checkpoints import prompt_formats
 from prompt_tuning.errors import UserError
 from prompt_tuning.initializers import PAPER_POPULATION
 from prompt_tuning.types import Array, Initializer
@@ -60,10 +60,10 @@ def text_init(text: str, population: int = PAPER_POPULATION) -> PromptInit:
 
 
 def saved_init(path: str | pathlib.Path) -> PromptInit:
-    """The prompt of a file that training wrote."""
+    """A saved prompt, in any format that `prompt_formats.load` reads."""
 
     def make(table: Array, encode: Encode, unk_id: int) -> Initializer:
-        prompt, _ = prompt_file.load_prompt(path)
+        prompt, _ = prompt_formats.load(path)
         return initializers.from_saved(prompt)
 
     return make

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run tells: progress bar, metrics.jsonl, TensorBoard events, messages."""
 
+import contextlib
 import json
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -136,3 +137,16 @@ class Log:
                 file.write(json.dumps(record) + "\n")
             for name, value in values.items():
                 self._events.add_scalar(f"{split}/{name}", value, step)
+
+
+@contextlib.contextmanager
+def counting(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar over ``total`` equal pieces; yields what moves it by one."""
+    bar = rich.progress.Progress(
+        *rich.progress.Progress.get_default_columns(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(description, total=total)
+        yield lambda: bar.advance(task)

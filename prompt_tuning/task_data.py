@@ -65,6 +65,11 @@ class TaskData:
         """What a prompt's card calls the vocabulary (see `tasks.features`)."""
         return features.name_of(self.vocabulary)
 
+    @property
+    def vocabulary_fingerprint(self) -> str:
+        """Tells a prompt's own vocabulary from others, whatever their names."""
+        return features.fingerprint(self.vocabulary)
+
     def check(self, split: str) -> None:
         """Refuses a split that cannot be used whole; says which inputs lose their end.
 

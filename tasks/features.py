@@ -6,6 +6,7 @@ no network.
 """
 
 import functools
+import hashlib
 import importlib.resources
 import os
 from collections.abc import Iterator, Mapping
@@ -66,6 +67,16 @@ def name_of(found: seqio.Vocabulary) -> str:
         if vocabulary(name) is found:
             return name
     return str(getattr(found, "sentencepiece_model_file", type(found).__name__))
+
+
+def fingerprint(found: seqio.Vocabulary) -> str:
+    """SHA-256 of what decides a vocabulary's ids, as hexadecimal.
+
+    A copy of a vocabulary under another name has the same one.
+    """
+    # Byte vocabularies have no file: their class says it all.
+    pieces = getattr(found, "sp_model", None) or type(found).__name__.encode()
+    return hashlib.sha256(pieces + f":{found.vocab_size}".encode()).hexdigest()
 
 
 def output_features(name: str) -> Mapping[str, seqio.Feature]:

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from prompt_tuning import sharding, trees
-from prompt_tuning.checkpoints import model_file
+from prompt_tuning.checkpoints import loading, model_file
 from prompt_tuning.errors import UserError
 from prompt_tuning.model import Model
 from prompt_tuning.network import T5Config, Transformer
@@ -25,6 +25,10 @@ METADATA = {"name": "tiny", "steps": 3, "loss": {"train": 1.5}}
 def folder(tmp_path, tiny_params):
     model_file.save_model(tmp_path / "tiny", tiny_params, METADATA)
     return tmp_path / "tiny"
+
+
+def load(folder, *args):
+    return loading.load_params(model_file.open_checkpoint(folder), *args)
 
 
 def equal(a, b):
@@ -42,15 +46,15 @@ def one_line(caught) -> str:
 
 
 def test_a_model_comes_back_bit_for_bit(folder, tiny_model, tiny_params):
-    loaded = model_file.load_model(folder, tiny_model.abstract_params(), "float32")
+    loaded = load(folder, tiny_model.abstract_params(), "float32")
     equal(loaded, tiny_params)
     assert trees.fingerprint(loaded) == trees.fingerprint(tiny_params)
-    assert model_file.read_metadata(folder) == METADATA
+    assert model_file.open_checkpoint(folder).metadata == METADATA
 
 
 def test_the_file_has_t5x_names_and_shapes(folder, golden):
     tree = json.loads((golden / "t5_1_1" / "param_tree.json").read_text())
-    specs = model_file.read_specs(folder)
+    specs = model_file.open_checkpoint(folder).specs
     assert {name: list(spec.shape) for name, spec in specs.items()} == {
         name: leaf["shape"] for name, leaf in tree.items()
     }
@@ -61,15 +65,17 @@ def test_bfloat16_on_disk_and_in_memory(tmp_path, folder, tiny_model, tiny_param
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tiny_params)
     model_file.save_model(tmp_path / "half", tiny_params, {}, dtype="bfloat16")
     abstract = tiny_model.abstract_params()
-    equal(model_file.load_model(tmp_path / "half", abstract, "bfloat16"), half)
-    equal(model_file.load_model(folder, abstract, "bfloat16"), half)
+    equal(load(tmp_path / "half", abstract, "bfloat16"), half)
+    equal(load(folder, abstract, "bfloat16"), half)
     equal(
-        model_file.load_model(tmp_path / "half", abstract, "float32"),
+        load(tmp_path / "half", abstract, "float32"),
         jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half),
     )
     sizes = [os.path.getsize(path / "model.safetensors") for path in tmp_path.iterdir()]
     assert 1.8 < max(sizes) / min(sizes) < 2
-    table = model_file.read_tensor(tmp_path / "half", "token_embedder/embedding")
+    table = model_file.open_checkpoint(tmp_path / "half").read(
+        "token_embedder/embedding"
+    )
     np.testing.assert_array_equal(table, half["token_embedder"]["embedding"])
 
 
@@ -77,7 +83,7 @@ def test_prompts_are_neither_written_nor_looked_for(
     tmp_path, folder, tiny_config, tiny_params
 ):
     prompted = Model(Transformer(tiny_config, (Prompt("task", 3),)))
-    loaded = model_file.load_model(folder, prompted.abstract_params(), "float32")
+    loaded = load(folder, prompted.abstract_params(), "float32")
     equal(loaded, tiny_params)
     with_prompt = {**tiny_params, "prompts": {"task": jnp.zeros((3, 32))}}
     with pytest.raises(ValueError, match="holds no prompts: prompts/task"):
@@ -89,7 +95,7 @@ def test_leaves_are_placed_where_asked(folder, tiny_model, tiny_params):
     shardings = sharding.param_shardings(
         abstract, sharding.make_mesh(4), sharding.logical_axis_rules()
     )
-    loaded = model_file.load_model(folder, abstract, "float32", shardings)
+    loaded = load(folder, abstract, "float32", shardings)
     equal(loaded, tiny_params)
     table = loaded["token_embedder"]["embedding"]
     assert table.sharding == shardings["token_embedder"]["embedding"]
@@ -105,7 +111,7 @@ def test_all_gaps_are_listed_at_once(tmp_path, folder, tiny_model):
     flat["decoder/decoder_norm/scale"] = np.zeros(31, np.float32)
     safetensors.numpy.save_file(flat, path)
     with pytest.raises(UserError) as caught:
-        model_file.load_model(folder, tiny_model.abstract_params(), "float32")
+        load(folder, tiny_model.abstract_params(), "float32")
     message = one_line(caught)
     assert "missing: encoder/layers_{0-1}/mlp/wo/kernel" in message
     assert "unused: encoder/layers_{0-1}/lora/a" in message
@@ -117,7 +123,7 @@ def test_a_checkpoint_of_another_size_names_the_sizes(folder, tiny_config):
     kwargs = {**vars(tiny_config), "emb_dim": 48, "num_decoder_layers": 3}
     wider = Model(Transformer(T5Config(**kwargs)))
     with pytest.raises(UserError) as caught:
-        model_file.load_model(folder, wider.abstract_params(), "float32")
+        load(folder, wider.abstract_params(), "float32")
     message = one_line(caught)
     assert "another size (emb_dim 32 in the file, 48 in the model;" in message
     assert "num_decoder_layers 2 in the file, 3 in the model)" in message
@@ -129,19 +135,29 @@ def test_a_checkpoint_of_another_size_names_the_sizes(folder, tiny_config):
 def test_missing_truncated_and_foreign_files_are_one_line(folder, tiny_model, tmp_path):
     abstract = tiny_model.abstract_params()
     with pytest.raises(UserError, match="there is no file .*model.safetensors"):
-        model_file.load_model(tmp_path / "nowhere", abstract, "float32")
+        load(tmp_path / "nowhere", abstract, "float32")
     path = folder / "model.safetensors"
     whole = path.read_bytes()
     for damaged in (whole[:-7], whole[:100], b"", b"PK\x03\x04 something else"):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="cut short .*copy or write it again") as e:
-            model_file.load_model(folder, abstract, "float32")
+            load(folder, abstract, "float32")
         assert str(path) in one_line(e)
     safetensors.numpy.save_file({"a": np.zeros(2, np.int32)}, path)
     with pytest.raises(UserError, match="a is stored as I32"):
-        model_file.load_model(folder, abstract, "float32")
+        load(folder, abstract, "float32")
+    path.write_bytes(whole)
     with pytest.raises(UserError, match="'int8' is not one of float32, bfloat16"):
-        model_file.load_model(folder, abstract, "int8")
+        load(folder, abstract, "int8")
+
+
+def test_a_flipped_bit_is_noticed(folder, tiny_model):
+    path = folder / "model.safetensors"
+    whole = bytearray(path.read_bytes())
+    whole[-1000] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match="damaged: .* is not what was written"):
+        load(folder, tiny_model.abstract_params(), "float32")
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(
@@ -160,7 +176,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(
     assert os.listdir(folder) == ["model.safetensors"]
     assert os.listdir(tmp_path) == ["tiny"]
     equal(
-        model_file.load_model(folder, tiny_model.abstract_params(), "float32"),
+        load(folder, tiny_model.abstract_params(), "float32"),
         tiny_params,
     )
 

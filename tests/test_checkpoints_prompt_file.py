@@ -95,6 +95,24 @@ def test_other_files_are_one_line_with_a_cure(tmp_path, path, prompt):
     assert "holds a bfloat16 array" in message(other)
 
 
+def test_a_flipped_bit_is_noticed(path):
+    whole = bytearray(path.read_bytes())
+    whole[-4] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match="damaged: its numbers are not those"):
+        prompt_file.load_prompt(path)
+
+
+def test_a_prompt_of_another_vocabulary_is_refused(path):
+    _, card = prompt_file.load_prompt(path)
+    prompt_file.check_vocabulary(card, "a" * 64)
+    card |= {"vocabulary": "mini", "vocabulary_fingerprint": "a" * 64}
+    prompt_file.check_vocabulary(card, "a" * 64)
+    with pytest.raises(UserError, match="vocabulary mini .a{12}., this is .*b{12}"):
+        prompt_file.check_vocabulary(card, "b" * 64)
+    prompt_file.check_vocabulary(card, "b" * 64, force=True)
+
+
 def test_a_prompt_of_another_base_model_is_refused(path):
     _, card = prompt_file.load_prompt(path)
     prompt_file.check_compatible(card, "f" * 64, 32)

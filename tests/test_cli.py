@@ -76,7 +76,7 @@ def refused(words, capsys, tmp_path):
         ({"TASK_FEATURE_LENGTHS": {"inputs": 8, "targets": 1}}, "TASK_FEATURE_LENGTHS"),
         ({"TASK_FILES": {"train": "nowhere.tsv"}}, "nowhere.tsv"),
         ({"T5Config.emb_dim": 24}, "24"),
-        ({"INITIAL_CHECKPOINT_PATH": "/nowhere"}, "/nowhere does not exist"),
+        ({"INITIAL_CHECKPOINT_PATH": "/nowhere"}, "there is no folder /nowhere"),
         ({"INITIAL_CHECKPOINT_PATH": "embedded:t5"}, "t5_1_1_mini"),
         ({"MODEL_DIR": "/dev/null/run"}, "cannot write to /dev/null/run"),
         ({"PROMPT_PLACEMENT": "infix"}, "infix"),
@@ -129,7 +129,10 @@ def test_an_empty_split(good, capsys, tmp_path, reviews):
 def prompt_of_another(tmp_path):
     """A prompt whose card names another base model."""
     path = tmp_path / "other.safetensors"
-    card = {"base_model": {"name": "other", "fingerprint": "0" * 64}}
+    card = {
+        "base_model": {"name": "other", "fingerprint": "0" * 64},
+        "vocabulary": "mini",
+    }
     prompt_file.save_prompt(path, np.zeros((3, 16), np.float32), card)
     return path
 
@@ -148,7 +151,15 @@ def test_a_prompt_of_another_model(
     prompt_of_another, tiny_checkpoint, capsys, tmp_path
 ):
     line = refused(infer(prompt_of_another, tiny_checkpoint, "text"), capsys, tmp_path)
-    assert "was tuned on other" in line
+    assert "was tuned on other" in line and "--force" in line
+
+
+def test_force_takes_a_prompt_of_another_model(
+    prompt_of_another, tiny_checkpoint, capsys
+):
+    arguments = infer(prompt_of_another, tiny_checkpoint, "--force", "text")
+    assert cli.main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["input"] == "text"
 
 
 def test_a_prompt_of_another_width(tiny_checkpoint, capsys, tmp_path):

@@ -31,15 +31,29 @@ LAYERS = {
         "checkpoints",
         "checkpoints.files",
         "checkpoints.layout",
+        "checkpoints.source",
+        "checkpoints.keys",
+        "checkpoints.keys.t5x",
+        "checkpoints.keys.huggingface",
+        "checkpoints.keys.peft",
+        "checkpoints.t5x_native",
+        "checkpoints.t5x_orbax",
+        "checkpoints.huggingface",
         "checkpoints.model_file",
+        "checkpoints.loading",
+        "checkpoints.formats",
         "checkpoints.prompt_file",
+        "checkpoints.peft",
+        "checkpoints.prompt_formats",
         "checkpoints.state",
-        "base",
-        "prompt_inits",
         "report",
+        "base",
+        "convert",
+        "prompt_inits",
         "plots",
         "train",
         "pretraining",
+        "inspect_prompt",
         "inspect_file",
         "local_task",
         "feature_converter",
@@ -60,6 +74,7 @@ LAYERS = {
         "task_data",
         "infer",
         "baselines",
+        "t5x_adapter",
     ),
     "the command line": (
         "commands",
@@ -78,6 +93,7 @@ ORDER = [module for layer in LAYERS.values() for module in layer]
 # TensorFlow costs seconds to load: only what reads data may import it, and beside that
 # only what always needs data may import what imports it.
 DATA = {"data", "evaluate", "examples", "feature_converter", "task_data"}
+DATA |= {"t5x_adapter"}
 NEEDS_DATA = {"baselines", "demo", "infer"}
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"}
 GIN = {"config", "cli"}

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompt_tuning import inspect_file, optim
+from prompt_tuning import convert, inspect_file, inspect_prompt, optim, trees
 from prompt_tuning.checkpoints import model_file, prompt_file
 from prompt_tuning.checkpoints.state import Checkpoints
 from prompt_tuning.errors import UserError
@@ -51,7 +51,7 @@ def test_a_base_model_names_the_nearest_tokens(
     assert "17 1.00" in text and "99 -1.00" not in text
     table = np.asarray(tiny_params["token_embedder"]["embedding"])
     prompt, _ = prompt_file.load_prompt(prompt_path)
-    ids, cosines = inspect_file.nearest_tokens(prompt, table, count=256)
+    ids, cosines = inspect_prompt.nearest_tokens(prompt, table, count=256)
     assert ids[0, 0] == 17 and ids[1, -1] == 99
     np.testing.assert_allclose(cosines[:, [0, -1]][[0, 1], [0, 1]], [1, -1], rtol=1e-5)
     assert np.all(np.diff(cosines, axis=1) <= 0)
@@ -89,11 +89,54 @@ def test_a_run_shows_steps_best_and_its_prompt(capsys, tmp_path, prompt_path):
     assert "base_model.name" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "norm"), [("sst2", "1385"), ("mrpc", "867.7"), ("rte", "903.3")]
+)
+def test_released_prompts_show_their_norms(name, norm, shared, capsys):
+    path = shared / "released_prompts" / f"t5_1_1_lm100k_base_{name}.npy"
+    text = shown(capsys, path)
+    assert f"{norm} (" in text and "npy" in text and "length" in text
+
+
+def test_models_of_other_formats_show_their_sizes(capsys, tmp_path, tiny_params):
+    model_file.save_model(tmp_path / "own", tiny_params, {})
+    for format in ("t5x", "huggingface"):
+        convert.convert(str(tmp_path / "own"), str(tmp_path / format), format)
+        text = shown(capsys, tmp_path / format)
+        assert format in text and "num_decoder_layers" in text
+        assert f"{trees.count(tiny_params):,} in" in text
+
+
+def test_a_t5x_checkpoint_shows_its_model_and_its_prompt(shared, capsys):
+    text = shown(capsys, shared / "checkpoints" / "t5x_native" / "prompt")
+    assert "encoder/prompt/prompt/prompt" in text and "norm of rows" in text
+    assert "rows alike" in text and "mlp_dim" in text
+
+
+def test_a_prompt_is_drawn(capsys, tmp_path, prompt_path):
+    picture = tmp_path / "prompt.png"
+    assert str(picture) in shown(capsys, prompt_path, None, str(picture))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="draws one prompt, .* holds 0"):
+        model_file.save_model(tmp_path / "m", {"a": np.ones((2, 2), np.float32)}, {})
+        inspect_file.inspect(tmp_path / "m", None, str(picture))
+
+
+def test_rows_that_say_the_same_are_counted(prompt_path, model_folder, capsys):
+    prompt, _ = prompt_file.load_prompt(prompt_path)
+    rows = np.concatenate([prompt, 2 * prompt[:1], prompt[:1]])
+    facts = inspect_prompt.facts(rows)
+    assert facts["rows alike"].startswith("3 of 6 pairs")
+    prompt_file.save_prompt(prompt_path, rows, {})
+    text = shown(capsys, prompt_path, str(model_folder))
+    assert "nearest to several positions: 17 3 times" in text
+
+
 def test_other_paths_are_one_line(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     for path, cure in (
-        (tmp_path, "is no prompt file, model folder or MODEL_DIR"),
-        (tmp_path / "absent", "is no prompt file, model folder or MODEL_DIR"),
+        (tmp_path, "is no prompt, model or MODEL_DIR"),
+        (tmp_path / "absent", "there is no folder .*absent; give the folder"),
         (tmp_path / "notes.txt", "is not a prompt file"),
         ("embedded:absent", "is embedded"),
     ):

@@ -2,11 +2,18 @@
 """Safetensors files: whole or not at all, and errors that a user can read."""
 
 import contextlib
+import json
+import math
 import os
 import pathlib
+import re
+import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
+import jax
 import ml_dtypes  # noqa: F401  Registers bfloat16 with NumPy.
 import numpy as np
 import safetensors
@@ -15,14 +22,16 @@ import safetensors.numpy
 from prompt_tuning.errors import UserError
 
 Path = str | os.PathLike[str]
+# The text of a file's header that has the checksums.
+CRC = "crc32"
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[pathlib.Path]:
     """Yields a temporary name beside ``path``, renamed to it if the block succeeds.
 
-    Missing parent folders are created. After a failure neither the temporary file nor
-    a folder made for it is left.
+    The block makes a file or a folder of that name. Missing parent folders are created.
+    After a failure nothing of it is left.
 
     Raises:
       UserError: the file cannot be written.
@@ -35,6 +44,8 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
         yield temporary
         os.replace(temporary, path)
     except BaseException as error:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         for folder in made:
@@ -60,11 +71,127 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def inside(folder: Path, name: str) -> pathlib.Path:
+    """The path of a file in a folder.
+
+    Raises:
+      UserError: the name, or a link of that name, leads out of the folder.
+    """
+    root = pathlib.Path(os.path.realpath(folder))
+    if root.parent.name == "snapshots":
+        # In the Hugging Face hub's cache files are links to ../../blobs.
+        root = root.parent.parent
+    path = pathlib.Path(folder) / name
+    plain = re.fullmatch(r"\w[\w.-]*", name, re.ASCII)
+    if not plain or not pathlib.Path(os.path.realpath(path)).is_relative_to(root):
+        raise UserError(
+            f"{folder} names {name!r}, which leads out of it; put the file itself into "
+            "the folder"
+        )
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+      UserError: the file cannot be read, or holds something else.
+    """
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"cannot read {path}: {first_line(error)}; copy it again"
+        ) from (error)
+    return parse_json(text, path)
+
+
+def parse_json(text: str, where: Path) -> dict[str, Any]:
+    """The object that a text holds in JSON.
+
+    Raises:
+      UserError: it is damaged, or something else.
+    """
+    try:
+        content = json.loads(text)
+    # Numbers and nested brackets without end are refused in their own ways.
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{where} holds damaged JSON; copy or write it again")
+    return content
+
+
 def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str]):
     """Writes a safetensors file, atomically."""
     with replacing(path) as temporary:
         arrays = {name: np.ascontiguousarray(leaf) for name, leaf in tensors.items()}
         safetensors.numpy.save_file(arrays, temporary, metadata=metadata)
+
+
+def write_stream(
+    path: Path,
+    specs: Mapping[str, jax.ShapeDtypeStruct],
+    read: Callable[[str], np.ndarray],
+    metadata: Mapping[str, str],
+    *,
+    checksums: bool = False,
+) -> None:
+    """Writes a safetensors file of which one tensor at a time is in memory, atomically.
+
+    Args:
+      path: the file.
+      specs: shape and dtype (float32 or bfloat16) of every tensor.
+      read: gives a tensor by its name.
+      metadata: texts for the file's header.
+      checksums: add to them the CRC-32 of every tensor, by name in JSON.
+
+    Raises:
+      UserError: the file cannot be written.
+      ValueError: a tensor is not as its spec has it.
+    """
+    codes = {"float32": "F32", "bfloat16": "BF16"}
+    # The widest numbers first, as safetensors itself orders them: all are aligned then.
+    names = sorted(specs, key=lambda name: -np.dtype(specs[name].dtype).itemsize)
+    header: dict[str, Any] = {}
+    # Checksums are known when the data is written, which comes after the header: zeros
+    # keep their places.
+    crcs = dict.fromkeys(names if checksums else (), f"{0:08x}")
+    end = 0
+    for name in names:
+        shape, dtype = specs[name].shape, np.dtype(specs[name].dtype)
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": codes[dtype.name],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
+
+    def encoded() -> bytes:
+        extra = {CRC: json.dumps(crcs)} if checksums else {}
+        text = json.dumps({"__metadata__": {**metadata, **extra}, **header}).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(encoded())
+        for name in names:
+            array, spec = np.ascontiguousarray(read(name)), specs[name]
+            if array.shape != tuple(spec.shape) or array.dtype != spec.dtype:
+                raise ValueError(
+                    f"{name} is {list(array.shape)} {array.dtype}, not {spec}"
+                )
+            data = memoryview(array.reshape(-1).view(np.uint8))
+            file.write(data)
+            if checksums:
+                crcs[name] = crc32(data)
+        file.seek(0)
+        file.write(encoded())
+
+
+def crc32(data: memoryview) -> str:
+    """CRC-32 as eight hexadecimal digits."""
+    return f"{zlib.crc32(data):08x}"
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@
 Prompts reach absolute values of several hundred, so they are float32 on disk, always.
 """
 
+import hashlib
 import json
 from typing import Any
 
@@ -14,6 +15,8 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.types import Array
 
 TENSOR, CARD = "prompt", "card"
+# Not part of the card that users see: it is made on writing and used up on reading.
+CHECKSUM = "sha256"
 
 
 def save_prompt(
@@ -38,10 +41,12 @@ def save_prompt(
         )
     _check_finite(array, str(path))
     facts = {"length": array.shape[0], "width": array.shape[1]}
+    card = {key: value for key, value in card.items() if key != CHECKSUM}
     for key, value in facts.items():
         if card.get(key, value) != value:
             raise ValueError(f"the card says {key} {card[key]}, the array has {value}")
-    files.write(path, {TENSOR: array}, {CARD: json.dumps({**card, **facts})})
+    card = {**card, **facts, CHECKSUM: checksum(array)}
+    files.write(path, {TENSOR: array}, {CARD: json.dumps(card)})
 
 
 def load_prompt(path: files.Path) -> tuple[np.ndarray, dict[str, Any]]:
@@ -71,7 +76,7 @@ def load_prompt(path: files.Path) -> tuple[np.ndarray, dict[str, Any]]:
             "again with save_prompt"
         )
     _check_finite(array, str(path))
-    return array, card
+    return array, without_checksum(card, array, path)
 
 
 def check_compatible(
@@ -83,7 +88,8 @@ def check_compatible(
       card: the prompt's card.
       base_fingerprint: of the base model at hand, made as that in the card was.
       width: hidden width H of the base model.
-      force: use the prompt whatever model it is from, if the widths agree.
+      force: use the prompt whatever model it is from, if the widths agree; the
+        command line's ``--force``.
 
     Raises:
       UserError: the widths or, without ``force``, the base models differ.
@@ -100,12 +106,35 @@ def check_compatible(
     if not base.get("fingerprint"):
         raise UserError(
             "the prompt's card does not say which base model it was tuned on; "
-            "use it all the same with force=True"
+            "use it all the same with --force"
         )
     raise UserError(
         f"the prompt was tuned on {name} (fingerprint {base['fingerprint'][:12]}), not "
         f"on this model ({base_fingerprint[:12]}); use that model, or use the prompt "
-        "all the same with force=True"
+        "all the same with --force"
+    )
+
+
+def check_vocabulary(
+    card: dict[str, Any], fingerprint: str, force: bool = False
+) -> None:
+    """Refuses a prompt that was tuned with another vocabulary, if its card names one.
+
+    Args:
+      card: the prompt's card.
+      fingerprint: of the vocabulary at hand (see `tasks.features.fingerprint`).
+      force: use the prompt whatever its vocabulary.
+
+    Raises:
+      UserError: the vocabularies differ and there is no ``force``.
+    """
+    tuned_with = card.get("vocabulary_fingerprint")
+    if force or tuned_with in (None, fingerprint):
+        return
+    raise UserError(
+        f"the prompt was tuned with the vocabulary {card.get('vocabulary')} "
+        f"({tuned_with[:12]}), this is another one ({fingerprint[:12]}); use a task "
+        "with that vocabulary, or use the prompt all the same with --force"
     )
 
 
@@ -117,6 +146,28 @@ def _parse(text: str, path: files.Path) -> dict[str, Any]:
     if not isinstance(card, dict):
         raise UserError(f"{path} has a damaged card; copy or write it again")
     return card
+
+
+def without_checksum(
+    card: dict[str, Any], array: np.ndarray, path: files.Path
+) -> dict[str, Any]:
+    """The card as users see it, once its checksum was compared.
+
+    Raises:
+      UserError: the array is not the one that the card was written with.
+    """
+    # Files of earlier versions have no checksum.
+    if card.get(CHECKSUM) not in (None, checksum(array)):
+        raise UserError(
+            f"{path} is damaged: its numbers are not those that were written; copy or "
+            "write it again"
+        )
+    return {key: value for key, value in card.items() if key != CHECKSUM}
+
+
+def checksum(array: np.ndarray) -> str:
+    """SHA-256 of the numbers, as hexadecimal."""
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def _check_finite(array: np.ndarray, path: str) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
-from prompt_tuning import trees
+from prompt_tuning import report, trees
 from prompt_tuning.base import BaseModel
-from prompt_tuning.checkpoints import files, prompt_file
+from prompt_tuning.checkpoints import files, prompt_file, prompt_formats
 from prompt_tuning.errors import UserError
 from prompt_tuning.prompts import Prompt
 from prompt_tuning.types import Params
@@ -36,7 +36,9 @@ def attach(
     """
     if path is None:
         return (), source.params, {}
-    array, card = prompt_file.load_prompt(path)
+    array, card = prompt_formats.load(path)
+    for note in card.get("notes", ()):
+        report.say(note)
     prompt_file.check_compatible(
         card, source.fingerprint, source.config.emb_dim, force=force
     )

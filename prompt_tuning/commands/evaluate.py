@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prompt_tuning import base
+from prompt_tuning.checkpoints import prompt_file as prompt_card
 from prompt_tuning.commands.common import (
     RESULTS_FILE,
     OnStart,
@@ -41,7 +42,8 @@ def evaluate(
 
     Args:
       config: sizes of the model.
-      initial_checkpoint_path: folder of the model, or ``embedded:NAME``.
+      initial_checkpoint_path: the model (see `formats.open_model`), or
+        ``embedded:NAME``.
       mixture_or_task_name: a registered seqio task or mixture.
       task_feature_lengths: text tokens of ``inputs`` and ``targets``.
       prompt_file: the prompt, or None for the model alone.
@@ -52,7 +54,7 @@ def evaluate(
       output_dir: where ``results.json`` and ``predictions.jsonl`` go; None prints only.
       frozen_dtype: dtype of the weights.
       activation_dtype: dtype of the computation.
-      force: take a prompt that was tuned on another model.
+      force: take a prompt that was tuned on another model or vocabulary.
       on_start: called with ``output_dir`` before anything else is written to it.
 
     Returns:
@@ -78,6 +80,7 @@ def evaluate(
         config.vocab_size,
         card.get("placement", "prepend"),
     )
+    prompt_card.check_vocabulary(card, task.vocabulary_fingerprint, force)
     task.check(split)
     model = Model(Transformer(source.config, prompts))
     outcome = evaluation.Evaluator(

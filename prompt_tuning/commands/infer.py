@@ -31,7 +31,8 @@ def infer(
 
     Args:
       config: sizes of the model.
-      initial_checkpoint_path: folder of the base model, or ``embedded:NAME``.
+      initial_checkpoint_path: the base model (see `formats.open_model`), or
+        ``embedded:NAME``.
       prompt_file: the prompt; its card says which labels and vocabulary it has.
       texts: texts to answer.
       input_file: more of them, one a line.
@@ -40,7 +41,7 @@ def infer(
       max_decode_length: longest answer where the prompt has no label set.
       frozen_dtype: dtype of the weights.
       activation_dtype: dtype of the computation.
-      force: take a prompt that was tuned on another model.
+      force: take a prompt that was tuned on another model or vocabulary.
 
     Returns:
       For each text ``input``, ``answer`` and, with a label set, ``scores``: the
@@ -67,6 +68,7 @@ def infer(
         card,
         batch_size=batch_size,
         max_decode_len=max_decode_length,
+        force=force,
     )
     if output_file is not None:
         text = "".join(json.dumps(row) + "\n" for row in rows)

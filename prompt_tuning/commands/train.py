@@ -78,7 +78,8 @@ def train(
     Args:
       config: sizes of the model.
       model_dir: folder of the run.
-      initial_checkpoint_path: folder of the base model, or ``embedded:NAME``.
+      initial_checkpoint_path: the base model (see `formats.open_model`), or
+        ``embedded:NAME``.
       mixture_or_task_name: a registered seqio task or mixture.
       task_feature_lengths: text tokens of ``inputs`` and ``targets``.
       method: a key of `methods.RULES`.
@@ -209,6 +210,7 @@ def train(
             "task": mixture_or_task_name,
             "labels": task.labels,
             "vocabulary": task.vocabulary_name,
+            "vocabulary_fingerprint": task.vocabulary_fingerprint,
             "task_feature_lengths": dict(task_feature_lengths),
             "base_model": source.identity,
             "recipe": {"steps": result.step, "batch_size": batch_size, "seed": seed},

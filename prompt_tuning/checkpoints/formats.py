@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One door for base models of every format, in and out."""
+
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+from prompt_tuning.checkpoints import (
+    files,
+    huggingface,
+    layout,
+    model_file,
+    t5x_native,
+    t5x_orbax,
+)
+from prompt_tuning.checkpoints.source import Source
+from prompt_tuning.errors import UserError
+from prompt_tuning.network import T5Config
+
+FORMATS = ("native", "t5x", "huggingface")
+
+
+def open_model(path: files.Path) -> Source:
+    """Opens a base model, whatever its format; reads no tensor.
+
+    Args:
+      path: a folder that T5X (its own format or orbax's), transformers or this package
+        wrote; ``gs://BUCKET/PATH`` of a T5X checkpoint; or a name of the Hugging Face
+        hub such as ``google/t5-v1_1-base``.
+
+    Raises:
+      UserError: there is no model of these formats, or it is damaged.
+    """
+    where = os.fspath(path)
+    cloud = _is_cloud(where)
+    if not cloud and not os.path.exists(where):
+        # Not on this machine: it may be a name of the hub.
+        return huggingface.open_checkpoint(huggingface.resolve(where))
+    reader = _reader(where)
+    if reader is None and cloud:
+        raise UserError(
+            f"{where} holds no T5X checkpoint; copy a model of another format to this "
+            "machine first"
+        )
+    if reader is None:
+        raise UserError(
+            f"{where} is no model that T5X, transformers or this package wrote; give "
+            "the folder that holds its weights"
+        )
+    return reader.open_checkpoint(where)
+
+
+def is_model(path: files.Path) -> bool:
+    """Whether a base model lies at ``path``, a folder or in the cloud."""
+    return _reader(os.fspath(path)) is not None
+
+
+def _reader(where: str) -> Any:
+    # Theirs and ours are both called model.safetensors; theirs has config.json, too.
+    local = () if _is_cloud(where) else (huggingface, model_file)
+    for reader in (t5x_native, t5x_orbax, *local):
+        if reader.is_checkpoint(where):
+            return reader
+    return None
+
+
+def _is_cloud(where: str) -> bool:
+    return t5x_native.CLOUD.fullmatch(where) is not None
+
+
+def architecture(source: Source) -> T5Config:
+    """The sizes of a checkpoint, from what it says or from its tensors' shapes.
+
+    Shapes do not tell the activation nor the distance from which positions share a
+    bucket: those of T5 1.0 and T5 1.1 are taken, by whether the MLP has a gate.
+
+    Raises:
+      UserError: the tensors are not those of a T5.
+    """
+    found: dict[str, Any] = layout.sizes(
+        {name: tuple(spec.shape) for name, spec in source.specs.items()}
+    )
+    gated = "encoder/layers_0/mlp/wi_0/kernel" in source.specs
+    found["mlp_activations"] = ("gelu", "linear") if gated else ("relu",)
+    found["logits_via_embedding"] = "decoder/logits_dense/kernel" not in source.specs
+    try:
+        return T5Config(**{**found, **source.sizes})
+    except TypeError as error:
+        raise UserError(
+            f"{source.path} lacks tensors that every T5 has ({error}); give a whole "
+            "model"
+        ) from error
+
+
+def write_model(
+    folder: files.Path,
+    source: Source,
+    format: str,
+    *,
+    dtype: str | None = None,
+    vocabulary: files.Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> None:
+    """Writes a model in one of `FORMATS`, tensor by tensor.
+
+    Args:
+      folder: must not exist; for 't5x' the folder in which ``checkpoint_N`` is made,
+        N being the step that the source says it is of, or 0.
+      source: the model.
+      format: one of `FORMATS`.
+      dtype: 'float32' or 'bfloat16'; None keeps the dtype of each tensor.
+      vocabulary: SentencePiece model to put beside the weights; T5X's format has no
+        place for it.
+      progress: told the name of each tensor.
+
+    Raises:
+      UserError: an unknown format or dtype, or the folder cannot be written.
+    """
+    if format == "t5x":
+        step = int(source.metadata.get("step", 0))
+        t5x_native.write_checkpoint(
+            os.fspath(folder), source, step=step, dtype=dtype, progress=progress
+        )
+    elif format == "huggingface":
+        huggingface.write_checkpoint(
+            folder,
+            source,
+            sizes=vars(architecture(source)),
+            dtype=dtype,
+            vocabulary=vocabulary,
+            progress=progress,
+        )
+    elif format == "native":
+        if os.path.lexists(folder):
+            raise UserError(f"{folder} exists already; choose another folder")
+        model_file.write_checkpoint(
+            folder, source, metadata=source.metadata, dtype=dtype, progress=progress
+        )
+        if vocabulary is not None:
+            with files.replacing(pathlib.Path(folder) / model_file.VOCABULARY) as copy:
+                shutil.copyfile(vocabulary, copy)
+    else:
+        raise UserError(f"no format {format!r}; choose one of {', '.join(FORMATS)}")
+
+
+def find_vocabulary(path: files.Path) -> pathlib.Path | None:
+    """The SentencePiece model beside a model's weights, if there is one."""
+    if _is_cloud(os.fspath(path)):
+        return None
+    found = sorted(pathlib.Path(path).glob("*.model"))
+    return found[0] if found else None

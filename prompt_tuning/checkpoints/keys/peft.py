@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What PEFT calls the parts of a soft prompt: files, tensor and configuration.
+
+The names are those of PEFT 0.21. Three fields of its configuration (``peft_version``,
+``tokenizer_kwargs``, ``modules_to_save``) are not in here: PEFT fills them in by itself,
+and its older versions do not know them.
+"""
+
+from typing import Any
+
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = "adapter_model.safetensors"
+PICKLE_FILE = "adapter_model.bin"
+TENSOR = "prompt_embeddings"
+# Dtypes in the tensor file's header; each widens to float32 without a change of value.
+DTYPES = ("F32", "F16", "BF16")
+
+# Runs of P rows that the tensor holds: PEFT allocates one for the encoder and one for
+# the decoder of such models, and then puts the first before the encoder's input only.
+SUBMODULES = "num_transformer_submodules"
+DEFAULT_SUBMODULES = 2
+
+# The same in every configuration of a prompt of an encoder-decoder model.
+CONSTANT: dict[str, Any] = {
+    "peft_type": "PROMPT_TUNING",
+    "task_type": "SEQ_2_SEQ_LM",
+    "inference_mode": True,
+}
+
+# Fields that say what a card says, and where in the card that stands.
+FROM_CARD: dict[str, tuple[str, ...]] = {
+    "num_virtual_tokens": ("length",),
+    "token_dim": ("width",),
+    "base_model_name_or_path": ("base_model", "name"),
+}
+
+# Fields that mean something to PEFT alone, with PEFT's defaults. They outlast an import
+# followed by an export in the card's entry 'peft'.
+PEFT_ONLY: dict[str, Any] = {
+    "auto_mapping": None,
+    "num_attention_heads": None,
+    "num_layers": None,
+    "prompt_tuning_init": "RANDOM",
+    "prompt_tuning_init_text": None,
+    "revision": None,
+    "tokenizer_name_or_path": None,
+}

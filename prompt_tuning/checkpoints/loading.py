@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a checkpoint on disk to the parameters of a network on its devices.
+
+Loading is loud: every gap between the checkpoint and the network is named, all at once,
+and nothing is ever filled with random numbers.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prompt_tuning import optim, trees
+from prompt_tuning.checkpoints import layout, model_file
+from prompt_tuning.checkpoints.source import Source
+from prompt_tuning.errors import UserError
+from prompt_tuning.network import T5Config
+from prompt_tuning.types import Params
+
+# What a run may choose for itself, whatever the checkpoint was trained with.
+FREE = {"dropout_rate", "dtype", "remat", "unroll"}
+
+
+def load_params(
+    source: Source,
+    abstract_params: Params,
+    dtype: str,
+    shardings: Params | None = None,
+) -> dict[str, Any]:
+    """Reads a model, one tensor at a time, and places it on the devices.
+
+    On the host there is never more than one stacked leaf beside what is placed there.
+
+    Args:
+      source: the checkpoint.
+      abstract_params: names and shapes to expect, as `Model.abstract_params` gives
+        them, boxed or not; prompts among them are left out.
+      dtype: 'float32' or 'bfloat16', of the parameters in memory.
+      shardings: where each leaf goes (see `sharding.param_shardings`); by default on
+        the default device.
+
+    Returns:
+      The network's parameters under our names.
+
+    Raises:
+      UserError: the checkpoint is damaged or does not fit the network; all leaves that
+        are missing, unused or of another shape are listed.
+    """
+    target = model_file.find_dtype(dtype)
+    wanted = {
+        name: leaf
+        for name, leaf in trees.flatten(nn.meta.unbox(abstract_params)).items()
+        if not re.fullmatch(optim.PROMPT, name)
+    }
+    _check_fit(source, layout.shapes(wanted))
+    place = {} if shardings is None else trees.flatten(shardings)
+    loaded = {}
+    for name, leaf in wanted.items():
+        layers = layout.layer_names(name, leaf.shape)
+        array = np.empty(leaf.shape, target)
+        for index, stored in enumerate(layers or [name]):
+            array[index if layers else ...] = source.read(stored)
+        loaded[name] = _place(array, place.get(name))
+    return trees.unflatten(loaded)
+
+
+def check_sizes(source: Source, config: T5Config) -> None:
+    """Refuses a checkpoint that says of itself that it is another architecture.
+
+    Raises:
+      UserError: all sizes that differ, with both values.
+    """
+    other = [
+        f"{name} is {source.sizes[name]} there and {value} in the model file"
+        for name, value in dataclasses.asdict(config).items()
+        if name in source.sizes and name not in FREE and source.sizes[name] != value
+    ]
+    if other:
+        raise UserError(
+            f"the checkpoint {source.path} is of another architecture: "
+            f"{', '.join(other)}; choose the model file of its size"
+        )
+
+
+def _place(array: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    if sharding is None:
+        return jnp.asarray(array)
+    # A process of several fills only the parts that its own devices hold.
+    return jax.make_array_from_callback(array.shape, sharding, lambda at: array[at])
+
+
+def _check_fit(source: Source, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises one UserError that lists everything that does not fit."""
+    found = {name: tuple(spec.shape) for name, spec in source.specs.items()}
+    missing = [name for name in wanted if name not in found]
+    unused = [name for name in found if name not in wanted]
+    unused += source.unknown
+    shapes: dict[str, list[str]] = {}
+    for name in wanted:
+        if name in found and found[name] != wanted[name]:
+            what = f"{list(found[name])} instead of {list(wanted[name])}"
+            shapes.setdefault(what, []).append(name)
+    if not (missing or unused or shapes):
+        return
+    have, want = layout.sizes(found), layout.sizes(wanted)
+    other = [
+        f"{size} {have[size]} in the file, {want[size]} in the model"
+        for size in want
+        if size in have and have[size] != want[size]
+    ]
+    parts = [f"it is of another size ({'; '.join(other)})"] if other else []
+    if missing:
+        parts.append(f"missing: {', '.join(layout.collapse(missing))}")
+    if unused:
+        parts.append(f"unused: {', '.join(layout.collapse(unused))}")
+    for what, names in shapes.items():
+        parts.append(f"shape {what}: {', '.join(layout.collapse(names))}")
+    raise UserError(
+        f"the checkpoint {source.path} does not fit the model; {'; '.join(parts)}; "
+        "choose the checkpoint and the model file of one and the same size and "
+        "architecture"
+    )
