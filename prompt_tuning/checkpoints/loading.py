@@ -5,6 +5,7 @@ Loading is loud: every gap between the checkpoint and the network is named, all 
 and nothing is ever filled with random numbers.
 """
 
+import concurrent.futures
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -12,7 +13,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning import optim, trees
@@ -22,6 +22,8 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.network import T5Config
 from prompt_tuning.types import Params
 
+READERS = 4
+TILE = 64
 # What a run may choose for itself, whatever the checkpoint was trained with.
 FREE = {"dropout_rate", "dtype", "remat", "unroll"}
 
@@ -34,7 +36,8 @@ def load_params(
 ) -> dict[str, Any]:
     """Reads a model, one tensor at a time, and places it on the devices.
 
-    On the host there is never more than one stacked leaf beside what is placed there.
+    On the host there is never more than one stacked leaf, and the few tensors that are
+    being read, beside what is placed there.
 
     Args:
       source: the checkpoint.
@@ -60,12 +63,18 @@ def load_params(
     _check_fit(source, layout.shapes(wanted))
     place = {} if shardings is None else trees.flatten(shardings)
     loaded = {}
-    for name, leaf in wanted.items():
-        layers = layout.layer_names(name, leaf.shape)
-        array = np.empty(leaf.shape, target)
-        for index, stored in enumerate(layers or [name]):
-            array[index if layers else ...] = source.read(stored)
-        loaded[name] = _place(array, place.get(name))
+    # Several at a time: tensors may be compressed, or a round trip to the cloud away.
+    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+        for name, leaf in wanted.items():
+            layers = layout.layer_names(name, leaf.shape)
+            array = np.empty(leaf.shape, target)
+            slices = [array] if layers is None else array
+            list(
+                pool.map(
+                    lambda a, b: _fill(a, source.read(b)), slices, layers or [name]
+                )
+            )
+            loaded[name] = _place(array, place.get(name))
     return trees.unflatten(loaded)
 
 
@@ -87,9 +96,29 @@ def check_sizes(source: Source, config: T5Config) -> None:
         )
 
 
+def _fill(array: np.ndarray, tensor: np.ndarray) -> None:
+    """Copies a tensor, a transposed one tile by tile.
+
+    Row by row, every element of a transposed tensor would be in another cache line.
+    """
+    if array.dtype == tensor.dtype:
+        # As integers: NumPy copies numbers that it does not know, such as bfloat16,
+        # one by one.
+        bits = f"u{array.dtype.itemsize}"
+        array, tensor = array.view(bits), tensor.view(bits)
+    if tensor.ndim != 2 or tensor.flags.c_contiguous:
+        array[...] = tensor
+        return
+    rows, columns = tensor.shape
+    for i in range(0, rows, TILE):
+        for j in range(0, columns, TILE):
+            tile = slice(i, i + TILE), slice(j, j + TILE)
+            array[tile] = tensor[tile]
+
+
 def _place(array: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
     if sharding is None:
-        return jnp.asarray(array)
+        return jax.device_put(array)
     # A process of several fills only the parts that its own devices hold.
     return jax.make_array_from_callback(array.shape, sharding, lambda at: array[at])
 
