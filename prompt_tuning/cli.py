@@ -2,7 +2,9 @@
 """The command line: ``prompt-tuning COMMAND --gin_file=... --gin.NAME=value``."""
 
 import argparse
+import contextlib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ gin files are found by path or by name among those of the package, in any order:
             t5_1_1_mini (embedded, needs no checkpoint)
   methods/  prompt_tuning, prompt_tuning_adamw, model_tuning
   prompts/  sampled_vocab, class_labels, text, random, saved
-  runs/     train, eval, infer, pretrain (added by the command itself)
+  runs/     train, eval, infer, pretrain, plan (added by the command itself)
 Values on the command line win: --gin.TRAIN_STEPS=500 --gin.MODEL_DIR=/tmp/run
 """
 
@@ -26,7 +28,10 @@ COMMANDS = {
     "eval": "evaluate a prompt or a model on a split of a task",
     "infer": "answer texts with a tuned prompt",
     "pretrain": "pre-train a model from arrays of token ids",
+    "plan": "say what a training step needs on TPUs that need not be there",
 }
+# Several processes work on these together; those would write one another's files.
+JOINED, ALONE = ("train", "eval"), ("pretrain", "demo")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -110,6 +115,15 @@ def run(arguments: Sequence[str]) -> None:
     if bindings and options.command not in COMMANDS:
         raise UserError(f"{options.command} takes no --gin.{bindings[0]}")
     # Imported late: --help and a misspelt command should answer at once.
+    from prompt_tuning import processes
+
+    if options.command in JOINED:
+        processes.join()
+    if options.command in ALONE and processes.several():
+        raise UserError(
+            f"{options.command} runs in one process; start one alone, or set "
+            f"{processes.COUNT}=1 in it"
+        )
     if options.command == "inspect":
         from prompt_tuning import inspect_file
 
@@ -134,14 +148,17 @@ def run(arguments: Sequence[str]) -> None:
         return
     from prompt_tuning import config
 
-    if options.command != "pretrain":
+    if options.command not in ("pretrain", "plan"):
         _import_quietly("seqio")
     search = [path for path in options.gin_search_paths.split(",") if path]
     if getattr(options, "force", False):
         bindings.append("FORCE=True")
     files = config.with_run_file(options.command, options.gin_file, search)
     config.parse(files, bindings, search)
-    config.run(options.command, getattr(options, "texts", None))
+    with contextlib.ExitStack() as stack:
+        if not processes.is_first():
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        config.run(options.command, getattr(options, "texts", None))
 
 
 def _import_quietly(name: str) -> None:

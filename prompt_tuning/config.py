@@ -16,7 +16,7 @@ from typing import Any
 import gin
 
 from prompt_tuning import optim, prompt_inits
-from prompt_tuning.commands import common, evaluate, infer, pretrain, train
+from prompt_tuning.commands import common, evaluate, infer, plan, pretrain, train
 from prompt_tuning.errors import UserError
 from prompt_tuning.local_task import LocalTask
 from prompt_tuning.network import T5Config
@@ -27,6 +27,7 @@ CONFIGURABLES: tuple[Callable[..., Any], ...] = (
     evaluate.evaluate,
     infer.infer,
     pretrain.pretrain,
+    plan.plan,
     T5Config,
     optim.adafactor,
     optim.adamw,
@@ -47,6 +48,7 @@ FUNCTIONS = {
     "eval": "evaluate",
     "infer": "infer",
     "pretrain": "pretrain",
+    "plan": "plan",
 }
 
 CONFIG_FILE = "config.gin"
@@ -183,7 +185,7 @@ def run(command: str, texts: Sequence[str] | None = None) -> None:
       UserError: a file of a kind that the command needs is missing.
     """
     needed = {"T5Config.vocab_size": "models/t5_1_1_mini.gin"}
-    if command == "train":
+    if command in ("train", "plan"):
         needed["train.method"] = "methods/prompt_tuning.gin"
     for name, example in needed.items():
         try:
@@ -198,6 +200,12 @@ def run(command: str, texts: Sequence[str] | None = None) -> None:
         rows = function(texts=tuple(texts or ()))
         for row in rows:
             print(json.dumps(row, ensure_ascii=False))
+        return
+    if command == "plan":
+        # A method file describes the run of `train`, whose step is planned.
+        for name in ("method", "optimizer", "prompt_length"):
+            gin.bind_parameter(f"plan.{name}", gin.query_parameter(f"train.{name}"))
+        print(plan.table(function()))
         return
     results = function(
         on_start=lambda folder: common.write_text(

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import seqio
 
-from prompt_tuning import data, decoding, examples
+from prompt_tuning import data, decoding, examples, processes, sharding
 from prompt_tuning.errors import UserError
 from prompt_tuning.feature_converter import PromptFeatureConverter
 from prompt_tuning.model import Model
@@ -33,13 +33,18 @@ class Answerer:
         *,
         labels: Sequence[str] | None = None,
         strategy: "decoding.Strategy | None" = None,
+        mesh: jax.sharding.Mesh | None = None,
     ):
         """Ranks ``labels`` if there are any, else decodes by ``strategy``.
+
+        With a ``mesh`` the rows are spread over its devices. Several processes need
+        one; each is given all rows, works on its share and gets all answers.
 
         Raises:
           UserError: a label has pieces outside the vocabulary.
         """
         self.labels = None if labels is None else list(labels)
+        self._mesh = mesh
         if self.labels is not None:
             self._label_ids = label_tokens(self.labels, vocabulary)  # [C, S]
             self._rank = jax.jit(model.rank)
@@ -53,14 +58,21 @@ class Answerer:
 
     def scores(self, params: Params, tokens: np.ndarray) -> Array:  # [B, C]
         """Log-likelihood of every label."""
-        return self._rank(params, tokens, self._label_ids)
+        ranked = self._rank(params, self._spread(tokens), self._label_ids)
+        return processes.whole(ranked)[: len(tokens)]
 
     def answer(self, params: Params, tokens: np.ndarray) -> np.ndarray:  # [B, S]
         """Token ids of the best answers."""
         if self.labels is None:
-            return np.asarray(self._predict(params, tokens))[:, -1]
+            decoded = self._predict(params, self._spread(tokens))
+            return np.asarray(processes.whole(decoded))[: len(tokens), -1]
         best = np.argmax(np.asarray(self.scores(params, tokens)), axis=-1)
         return self._label_ids[best]
+
+    def _spread(self, tokens: np.ndarray) -> Array:
+        return (
+            tokens if self._mesh is None else sharding.spread_rows(tokens, self._mesh)
+        )
 
 
 def label_tokens(labels: Sequence[str], vocabulary: seqio.Vocabulary) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from prompt_tuning import trees
+from prompt_tuning import processes, trees
 from prompt_tuning.types import Params
 
 METRICS_FILE = "metrics.jsonl"
@@ -20,8 +20,9 @@ console = rich.console.Console(stderr=True, highlight=False)
 
 
 def say(message: str) -> None:
-    """Prints a line to standard error, above any progress bar."""
-    console.print(message, soft_wrap=True, markup=False)
+    """Prints a line to standard error, above any progress bar; in process 0 alone."""
+    if processes.is_first():
+        console.print(message, soft_wrap=True, markup=False)
 
 
 def parameter_counts(tuned: Params, frozen: Params) -> None:
@@ -51,7 +52,8 @@ class Log:
     """Writes the records of a run; a context manager that owns the progress bar.
 
     A resumed run drops the records from beyond its first step, so that the file reads
-    like that of an uninterrupted run.
+    like that of an uninterrupted run. Of several processes the first alone reads and
+    writes records and shows a bar.
     """
 
     def __init__(
@@ -60,6 +62,8 @@ class Log:
         self._records = []
         self._path = None
         self._events = None
+        if not processes.is_first():
+            model_dir, quiet = None, True
         if model_dir is not None:
             # Imported here: only runs that keep logs pay for it.
             import tensorboardX
@@ -145,7 +149,7 @@ def counting(description: str, total: int) -> Iterator[Callable[[], None]]:
     bar = rich.progress.Progress(
         *rich.progress.Progress.get_default_columns(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not (console.is_terminal and processes.is_first()),
     )
     with bar:
         task = bar.add_task(description, total=total)

@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from prompt_tuning import trees
+from prompt_tuning import processes, trees
 from prompt_tuning.errors import UserError
-from prompt_tuning.types import Batch, Params
+from prompt_tuning.types import Array, Batch, Params, PyTree
 
 DATA, MODEL = "data", "model"
 Rules = Sequence[tuple[str, str | None]]
@@ -107,25 +109,67 @@ def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Puts a batch on the devices, its rows spread over ``data``.
 
     Args:
-      batch: arrays ``[rows, ...]``; with several processes, each one's own rows.
+      batch: arrays ``[rows, ...]``; with several processes, each one's own rows, in
+        the order of the processes.
       mesh: see `make_mesh`.
 
     Raises:
       UserError: the rows do not divide over the devices.
     """
-    parts = max(1, mesh.shape[DATA] // jax.process_count())
+    parts, hosts = mesh.shape[DATA], processes.count()
     for name, rows in batch.items():
-        if rows.shape[0] % parts:
-            below = rows.shape[0] // parts * parts
+        total = rows.shape[0] * hosts
+        if total % parts:
+            below = total // parts * parts
             raise UserError(
-                f"{rows.shape[0]} rows of {name} do not divide over {parts} devices; "
+                f"{total} rows of {name} do not divide over {parts} devices; "
                 f"set BATCH_SIZE to {f'{below} or ' if below else ''}{below + parts}"
             )
+    if _shares_rows(mesh):
+        # Rows go to processes that did not draw them.
+        return {
+            name: spread_rows(np.concatenate(processes.gather(rows)), mesh)
+            for name, rows in batch.items()
+        }
     sharding = NamedSharding(mesh, PartitionSpec(DATA))
     return {
         name: jax.make_array_from_process_local_data(sharding, rows)
         for name, rows in batch.items()
     }
+
+
+def spread_rows(rows: np.ndarray, mesh: Mesh) -> Array:  # [b, ...] -> [B, ...]
+    """Spreads rows that every process holds over ``data``.
+
+    Rows of zeros at the end make their number one that the devices divide.
+    """
+    missing = -len(rows) % mesh.shape[DATA]
+    rows = np.pad(rows, ((0, missing), *[(0, 0)] * (rows.ndim - 1)))
+    sharding = NamedSharding(mesh, PartitionSpec(DATA))
+    return jax.make_array_from_callback(rows.shape, sharding, lambda at: rows[at])
+
+
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Lays arrays whole on every device of all processes.
+
+    Args:
+      tree: arrays and random keys, with the same values in every process; those that
+        lie on the mesh already stay as they are.
+      mesh: see `make_mesh`.
+    """
+
+    def place(leaf: Array) -> Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            words = place(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(words, dtype=leaf.dtype)
+        if getattr(getattr(leaf, "sharding", None), "mesh", None) == mesh:
+            return leaf
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(
+            host.shape, replicated(mesh), lambda at: host[at]
+        )
+
+    return jax.tree.map(place, tree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -138,6 +182,15 @@ def partitioned(mesh: Mesh, rules: Rules) -> Iterator[None]:
     """Makes the network's constraints on activations hold in programs traced inside."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(list(rules)):
         yield
+
+
+def _shares_rows(mesh: Mesh) -> bool:
+    """Whether devices of several processes hold the same rows of a batch.
+
+    They do where one copy of the model is cut over more devices than a process has.
+    """
+    holders = [{device.process_index for device in row} for row in mesh.devices]
+    return any(len(row) > 1 for row in holders)
 
 
 def _check_divides(

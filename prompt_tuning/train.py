@@ -4,6 +4,9 @@
 `fit` moves the tuned leaves of a model, evaluates them on the way, keeps the best ones
 and resumes from its last checkpoint as if it had never stopped. At its end it proves
 that the frozen leaves are, byte for byte, what they were at the start.
+
+Several processes run the same loop, each with its rows of a batch. Process 0 writes the
+files and decides; checkpoints are written by all.
 """
 
 import contextlib
@@ -18,13 +21,13 @@ import jax
 import numpy as np
 import optax
 
-from prompt_tuning import methods, plots, report, sharding, trees
+from prompt_tuning import methods, plots, processes, report, sharding, trees
 from prompt_tuning.checkpoints import files
 from prompt_tuning.checkpoints.state import Checkpoints
 from prompt_tuning.errors import UserError
 from prompt_tuning.model import Model
 from prompt_tuning.step import TrainState, make_train_step
-from prompt_tuning.types import Array, Params
+from prompt_tuning.types import Array, Params, PyTree
 
 # From a batch's number to the batches from there on: what makes a run resumable.
 Batches = Callable[[int], Iterator[Mapping[str, np.ndarray]]]
@@ -121,7 +124,7 @@ def fit(
       model_dir: where checkpoints, logs and the plot go; None keeps nothing.
       evaluate: gives the validation metrics of (tuned, frozen) leaves.
       num_microbatches: see `make_train_step`.
-      mesh: devices to spread batches over.
+      mesh: devices to spread batches over; must be given to several processes.
       quiet: no progress bar.
 
     Returns:
@@ -138,22 +141,31 @@ def fit(
     # A step donates its state's buffers, and the caller's arrays must survive it.
     tuned = jax.tree.map(lambda x: jax.numpy.array(x, jax.numpy.float32), tuned)
     state = TrainState.create(tuned, tx, key)
+    if processes.count() > 1:
+        # An array on one process's device can neither be saved nor meet the others'.
+        state = sharding.replicate(state, mesh)
+    abstract, places = _places(state)
     checkpoints, best = None, None
     if model_dir is not None:
         checkpoints = Checkpoints(model_dir)
         if checkpoints.latest_step() is not None:
-            state, position, record = checkpoints.restore(jax.eval_shape(lambda: state))
+            state, position, record = checkpoints.restore(abstract)
             best = _read_best(model_dir, record)
             report.say(f"resuming from step {position['batch']} in {model_dir}")
     report.parameter_counts(tuned, frozen)
 
-    train_step = jax.jit(make_train_step(model, tx, num_microbatches), donate_argnums=0)
+    train_step = jax.jit(
+        make_train_step(model, tx, num_microbatches),
+        donate_argnums=0,
+        out_shardings=(places, None),
+    )
     first = int(state.step)
     log = report.Log(model_dir, schedule.steps, first, quiet=quiet)
     pending: list[dict[str, Array]] = []
     loss, stale, step = math.nan, 0, first
     if best is not None:
         stale = sum(step > best.step for step in log.evaluated_steps())
+        stale = processes.agreed(stale)
     stopped = bool(schedule.patience) and stale >= schedule.patience
     last = first if stopped else schedule.steps
     placed = contextlib.nullcontext()
@@ -177,7 +189,7 @@ def fit(
             else:
                 log.advance(step)
             if evaluate is not None and schedule.due(step, schedule.eval_period):
-                values = dict(evaluate(state.tuned, frozen))
+                values = processes.agreed(dict(evaluate(state.tuned, frozen)))
                 value = _selection_value(values, schedule.metric)
                 log.validation(step, values)
                 if best is None or value > best.value or schedule.keep_last:
@@ -202,8 +214,8 @@ def fit(
         raise RuntimeError("a frozen parameter changed during training")
     report.say(f"frozen parameters unchanged (sha256 {frozen_bytes[:12]})")
     if model_dir is not None:
-        plots.learning_curve(model_dir)
-    chosen = best or Best(step, math.nan, {}, state.tuned)
+        processes.in_first(lambda: plots.learning_curve(model_dir))
+    chosen = best or Best(step, math.nan, {}, _copy(state.tuned))
     return Result(
         tuned=chosen.tuned,
         step=chosen.step,
@@ -215,7 +227,17 @@ def fit(
 
 
 def _copy(tree: Params) -> Params:
-    return jax.tree.map(np.array, jax.device_get(tree))
+    return jax.tree.map(lambda leaf: np.array(processes.whole(leaf)), tree)
+
+
+def _places(state: TrainState) -> tuple[TrainState, PyTree | None]:
+    """A state as shapes, and where it stays; one process leaves that to the compiler."""
+    if processes.count() == 1:
+        return jax.eval_shape(lambda: state), None
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    return abstract, jax.tree.map(lambda x: x.sharding, state)
 
 
 def _selection_value(metrics: Mapping[str, float], name: str | None) -> float:
@@ -242,7 +264,8 @@ def _best_file(model_dir: pathlib.Path, step: int) -> pathlib.Path:
 def _write_best(model_dir: pathlib.Path | None, best: Best) -> None:
     if model_dir is not None:
         tensors = {n: np.asarray(x) for n, x in trees.flatten(best.tuned).items()}
-        files.write(_best_file(model_dir, best.step), tensors, {})
+        path = _best_file(model_dir, best.step)
+        processes.in_first(lambda: files.write(path, tensors, {}))
 
 
 def _read_best(model_dir: pathlib.Path, record: Mapping[str, Any] | None):
@@ -257,7 +280,7 @@ def _read_best(model_dir: pathlib.Path, record: Mapping[str, Any] | None):
 
 def _drop_other_bests(model_dir: pathlib.Path, best: Best | None) -> None:
     """Deletes the files that no checkpoint can ask for any more."""
-    if best is not None:
+    if best is not None and processes.is_first():
         keep = _best_file(model_dir, best.step)
         for path in keep.parent.glob("*.safetensors"):
             if path != keep:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from prompt_tuning import processes
 from prompt_tuning.types import Params, PyTree
 
 Rules = Sequence[tuple[str, str]]
@@ -124,11 +125,12 @@ def fingerprint(tree: Params, dtype: Any = None) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of all leaves, as hexadecimal.
 
     Leaves are read one at a time, so that a sharded model never lies whole on the host,
-    and hashed as ``dtype`` if one is given.
+    and hashed as ``dtype`` if one is given. The hash does not depend on where the
+    leaves lie; those that several processes share are gathered, so all must call this.
     """
     digest = hashlib.sha256()
     for name, leaf in sorted(flatten(tree).items()):
-        array = np.asarray(leaf)
+        array = np.asarray(processes.whole(leaf))
         array = np.ascontiguousarray(array if dtype is None else array.astype(dtype))
         digest.update(f"{name}:{array.dtype}:{array.shape};".encode())
         digest.update(memoryview(array.view(np.uint8).reshape(-1)))

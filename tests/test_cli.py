@@ -79,6 +79,7 @@ def refused(words, capsys, tmp_path):
         ({"INITIAL_CHECKPOINT_PATH": "/nowhere"}, "there is no folder /nowhere"),
         ({"INITIAL_CHECKPOINT_PATH": "embedded:t5"}, "t5_1_1_mini"),
         ({"MODEL_DIR": "/dev/null/run"}, "cannot write to /dev/null/run"),
+        ({"MODEL_DIR": "gs://bucket/run"}, "mount the bucket"),
         ({"PROMPT_PLACEMENT": "infix"}, "infix"),
         ({"PROMPT_LENGTH": -1}, "length"),
         ({"FROZEN_DTYPE": "int3"}, "int3"),
@@ -198,7 +199,9 @@ def test_inspect_refuses_other_files(capsys, tmp_path):
     refused(["inspect", str(tmp_path / "missing")], capsys, tmp_path)
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "infer", "pretrain", "inspect"])
+@pytest.mark.parametrize(
+    "command", ["train", "eval", "infer", "pretrain", "plan", "inspect", "convert"]
+)
 def test_help_helps(command, capsys):
     with pytest.raises(SystemExit) as exit_info:
         cli.main([command, "--help"])

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Imports point down: a module may import only modules that stand above it in this
 # table, in a lower layer or earlier in its own.
 LAYERS = {
-    "vocabulary": ("errors", "types", "trees"),
+    "vocabulary": ("errors", "types", "processes", "trees"),
     "pure pieces": (
         "layers",
         "losses",
@@ -52,6 +52,8 @@ LAYERS = {
         "prompt_inits",
         "plots",
         "train",
+        "topologies",
+        "plan",
         "pretraining",
         "inspect_prompt",
         "inspect_file",
@@ -83,6 +85,7 @@ LAYERS = {
         "commands.evaluate",
         "commands.infer",
         "commands.pretrain",
+        "commands.plan",
         "config",
         "demo",
         "cli",

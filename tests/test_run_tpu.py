@@ -251,6 +251,9 @@ class Cloud:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            # Tests that run in the background have SIGINT ignored, and bash cannot trap
+            # what was ignored when it started.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )
 
     def calls(self) -> list[list[str]]:

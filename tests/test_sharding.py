@@ -195,3 +195,25 @@ def test_a_model_that_does_not_divide_is_refused_before_it_is_allocated():
 def test_unknown_partitioning_dims_are_refused():
     with pytest.raises(UserError, match="parameter_partitioning_dims=3"):
         sharding.logical_axis_rules(1, 3)
+
+
+def test_rows_that_do_not_divide_are_filled_up():
+    mesh = sharding.make_mesh(2)
+    rows = np.arange(1, 7, dtype=np.int32).reshape(6, 1)
+    spread = sharding.spread_rows(rows, mesh)
+    assert spread.shape == (8, 1)
+    assert spread.sharding.shard_shape(spread.shape) == (2, 1)
+    np.testing.assert_array_equal(spread[:6], rows)
+    assert not np.any(spread[6:])
+
+
+def test_what_is_replicated_is_whole_everywhere_and_the_same():
+    mesh = sharding.make_mesh(2)
+    tree = {"key": jax.random.key(3), "prompt": np.ones((2, 3), np.float32)}
+    placed = sharding.replicate(tree, mesh)
+    for leaf in placed.values():
+        assert leaf.is_fully_replicated and len(leaf.sharding.device_set) == 8
+    assert jax.random.bits(placed["key"]) == jax.random.bits(tree["key"])
+    np.testing.assert_array_equal(placed["prompt"], tree["prompt"])
+    again = sharding.replicate(placed, mesh)
+    assert again["prompt"] is placed["prompt"]

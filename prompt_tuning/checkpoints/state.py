@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from prompt_tuning import processes
 from prompt_tuning.checkpoints import files
 from prompt_tuning.errors import UserError
 from prompt_tuning.step import TrainState
@@ -32,7 +33,8 @@ class Checkpoints:
     """The checkpoints of one run, in ``MODEL_DIR/checkpoints/STEP``.
 
     Nothing is written before the first `save`. A folder that a killed process left half
-    written is ignored.
+    written is ignored. Several processes save and restore together: each writes what
+    its devices hold, and all go by the steps that process 0 sees.
 
     Args:
       model_dir: folder of the run.
@@ -50,13 +52,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, in ascending order."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(
-            int(entry.name)
-            for entry in self.folder.iterdir()
-            if entry.name.isdecimal() and (entry / COMPLETE).exists()
-        )
+        return processes.agreed(self._complete() if processes.is_first() else None)
 
     def latest_step(self) -> int | None:
         """The newest step, or None if there is no checkpoint."""
@@ -190,7 +186,18 @@ class Checkpoints:
             },
         )
 
+    def _complete(self) -> list[int]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(
+            int(entry.name)
+            for entry in self.folder.iterdir()
+            if entry.name.isdecimal() and (entry / COMPLETE).exists()
+        )
+
     def _remove_unfinished(self, step: int) -> None:
+        if not processes.is_first():
+            return
         for folder in self.folder.glob(f"{step}.*tmp*"):
             shutil.rmtree(folder, ignore_errors=True)
         for folder in (self.folder, self.folder.parent):

@@ -5,11 +5,14 @@ import json
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
-from prompt_tuning import report, trees
+import numpy as np
+
+from prompt_tuning import processes, report, sharding, trees
 from prompt_tuning.base import BaseModel
 from prompt_tuning.checkpoints import files, prompt_file, prompt_formats
 from prompt_tuning.errors import UserError
@@ -19,6 +22,7 @@ from prompt_tuning.types import Params
 PROMPT_FILE = "prompt.safetensors"
 TUNED_MODEL = "model"
 RESULTS_FILE = "results.json"
+SECONDS_TO_APPEAR = 5.0
 OnStart = Callable[[pathlib.Path], None]
 
 
@@ -43,7 +47,10 @@ def attach(
         card, source.fingerprint, source.config.emb_dim, force=force
     )
     prompt = Prompt(str(card.get("task") or "prompt").replace("/", "_"), len(array))
-    params = trees.merge(source.params, {"prompts": {prompt.name: array}})
+    prompts = {"prompts": {prompt.name: array}}
+    if source.mesh is not None:
+        prompts = sharding.replicate(prompts, source.mesh)
+    params = trees.merge(source.params, prompts)
     return (prompt,), params, card
 
 
@@ -62,22 +69,61 @@ def versions() -> dict[str, str]:
 def writable_folder(path: str, on_start: OnStart | None = None) -> pathlib.Path:
     """Makes a folder, tries to write into it and hands it to ``on_start``.
 
+    Process 0 does all of it; the others look whether they see what it wrote.
+
     Raises:
-      UserError: it cannot be written.
+      UserError: it is a URL, it cannot be written, or is not one and the same folder
+        for all processes.
     """
+    if "://" in path:
+        raise UserError(
+            f"cannot write to {path}: a folder of a file system is needed; mount the "
+            "bucket and give its path there, or choose a folder on a disk"
+        )
     folder = pathlib.Path(path)
-    probe = folder / f".probe-{os.getpid()}"
+    probe = folder / f".probe-{processes.agreed(os.getpid())}"
+    processes.in_first(lambda: _make(folder, probe))
+    seen = processes.gather(_appears(probe))
+    processes.in_first(lambda: _remove(probe))
+    if not seen.all():
+        raise UserError(
+            f"process {int(np.argmin(seen))} does not see what process 0 writes to "
+            f"{folder}; choose a folder on a file system that all hosts share"
+        )
+    if on_start is not None:
+        processes.in_first(lambda: on_start(folder))
+    return folder
+
+
+def _make(folder: pathlib.Path, probe: pathlib.Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _remove(probe: pathlib.Path) -> None:
+    try:
         probe.unlink()
     except OSError as error:
-        raise UserError(
-            f"cannot write to {folder} ({error.strerror}); choose another folder"
-        ) from error
-    if on_start is not None:
-        on_start(folder)
-    return folder
+        raise _unwritable(probe.parent, error) from error
+
+
+def _unwritable(folder: pathlib.Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot write to {folder} ({error.strerror}); choose another folder"
+    )
+
+
+def _appears(path: pathlib.Path) -> bool:
+    """Whether a file is there; network file systems may show it a little later."""
+    end = time.monotonic() + SECONDS_TO_APPEAR
+    while not path.exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

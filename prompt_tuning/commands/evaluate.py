@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from prompt_tuning import base
+from prompt_tuning import base, processes
 from prompt_tuning.checkpoints import prompt_file as prompt_card
 from prompt_tuning.commands.common import (
     RESULTS_FILE,
@@ -88,7 +88,9 @@ def evaluate(
         split,
         task_feature_lengths,
         task.converter,
-        evaluation.Answerer(model, task.vocabulary, labels=task.labels),
+        evaluation.Answerer(
+            model, task.vocabulary, labels=task.labels, mesh=source.mesh
+        ),
         batch_size=batch_size,
     )(params)
     results = {
@@ -100,7 +102,7 @@ def evaluate(
         "metrics": dict(outcome.metrics),
         "versions": versions(),
     }
-    if folder is not None:
+    if folder is not None and processes.is_first():
         write_json(folder / RESULTS_FILE, results)
         lines = [
             json.dumps({"answer": answer, "target": target})

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 
-from prompt_tuning import base, methods, report, trees
+from prompt_tuning import base, methods, processes, report, trees
 from prompt_tuning import train as training
 from prompt_tuning.base import BaseModel
 from prompt_tuning.checkpoints import model_file, prompt_file
@@ -167,7 +167,9 @@ def train(
             eval_split,
             task_feature_lengths,
             task.converter,
-            evaluation.Answerer(model, task.vocabulary, labels=task.labels),
+            evaluation.Answerer(
+                model, task.vocabulary, labels=task.labels, mesh=source.mesh
+            ),
             batch_size=eval_batch_size,
             num_examples=num_eval_examples,
         )
@@ -218,12 +220,16 @@ def train(
             "versions": results["versions"],
         }
         tuned = np.asarray(result.tuned["prompts"][prompts[0].name])
-        prompt_file.save_prompt(folder / PROMPT_FILE, tuned, card)
+        processes.in_first(
+            lambda: prompt_file.save_prompt(folder / PROMPT_FILE, tuned, card)
+        )
         report.say(f"wrote {folder / PROMPT_FILE}")
     else:
-        model_file.save_model(folder / TUNED_MODEL, result.tuned, results)
+        processes.in_first(
+            lambda: model_file.save_model(folder / TUNED_MODEL, result.tuned, results)
+        )
         report.say(f"wrote {folder / TUNED_MODEL}")
-    write_json(folder / RESULTS_FILE, results)
+    processes.in_first(lambda: write_json(folder / RESULTS_FILE, results))
     return results
 
 
@@ -235,5 +241,6 @@ def start_prompt(
     Raises:
       UserError: the initialisation does not fit the prompt or the vocabulary.
     """
-    init = make(source.table, vocabulary.encode, vocabulary.unk_id)
+    table = processes.whole(source.table)
+    init = make(table, vocabulary.encode, vocabulary.unk_id)
     return init(key, (length, source.config.emb_dim), np.float32)

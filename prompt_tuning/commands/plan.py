@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``plan``: whether a training step fits chips that are not there, and what it costs."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+import pathlib
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import AbstractMesh
+
+from prompt_tuning import base, methods, report, sharding, topologies
+from prompt_tuning import plan as planning
+from prompt_tuning.commands.common import versions, write_json
+from prompt_tuning.errors import UserError
+from prompt_tuning.network import T5Config
+from prompt_tuning.plan import Memory, Workload
+from prompt_tuning.topologies import GIB, Topology
+
+SAY_EVERY = 30  # seconds
+
+
+def plan(
+    *,
+    config: T5Config,
+    topology: str,
+    task_feature_lengths: Mapping[str, int],
+    batch_size: int,
+    method: str,
+    optimizer: optax.GradientTransformation,
+    prompt_length: int = 100,
+    frozen_dtype: str = "auto",
+    activation_dtype: str = "auto",
+    num_partitions: int = 1,
+    num_microbatches: int = 1,
+    compile_step: bool = True,
+    find_largest: bool = True,
+    output_file: str | None = None,
+) -> dict[str, Any]:
+    """Plans the step that ``train`` would take with the same values.
+
+    Args:
+      config: sizes of the model, and the remat policy.
+      topology: a slice such as ``v5e:2x4``, or ``local``.
+      task_feature_lengths: text tokens of ``inputs`` and ``targets``.
+      batch_size: rows of a batch over all chips.
+      method: a key of `methods.RULES`.
+      optimizer: moves the tuned leaves.
+      prompt_length: positions of the prompt; 0 for methods without one.
+      frozen_dtype: dtype of frozen weights; 'auto' is bfloat16 for TPUs.
+      activation_dtype: dtype of the computation, likewise.
+      num_partitions: chips that share one copy of the model.
+      num_microbatches: parts of a batch whose gradients are added up.
+      compile_step: ask the compiler; otherwise the estimate is all there is.
+      find_largest: find the largest batch that fits.
+      output_file: where to write what is returned, as JSON.
+
+    Returns:
+      Bytes by kind, FLOPs, collectives and the largest batch; see docs/plan.md.
+
+    Raises:
+      UserError: the step cannot be placed on these chips.
+    """
+    if method not in methods.RULES:
+        raise UserError(
+            f"no method is called {method!r}; choose {', '.join(methods.RULES)}"
+        )
+    missing = {"inputs", "targets"} - set(task_feature_lengths)
+    if missing:
+        raise UserError(f"TASK_FEATURE_LENGTHS lacks {' and '.join(sorted(missing))}")
+    if topology != topologies.LOCAL:
+        # Or JAX would look for a TPU in this machine, and libtpu complain at length.
+        jax.config.update("jax_platforms", "cpu")
+    place = topologies.parse(topology)
+    work = Workload(
+        dataclasses.replace(config, dtype=_dtype(activation_dtype, place)),
+        batch_size,
+        task_feature_lengths["inputs"],
+        task_feature_lengths["targets"],
+        optimizer,
+        method,
+        prompt_length,
+        "float32" if method == "model_tuning" else _dtype(frozen_dtype, place),
+        num_partitions,
+        num_microbatches,
+    )
+    check(work, place)
+    results = figures(work, place, compile_step, find_largest)
+    if output_file is not None:
+        write_json(pathlib.Path(output_file), results)
+    return results
+
+
+def figures(
+    work: Workload, topology: Topology, compile_step: bool, find_largest: bool
+) -> dict[str, Any]:
+    """The figures of a step that `check` let pass."""
+    chips = topology.num_chips
+    estimated = lambda batch: planning.estimate(_with_batch(work, batch), topology)
+    guess = estimated(work.batch_size)
+    results: dict[str, Any] = {
+        "topology": topology.name,
+        "num_chips": chips,
+        "usable_bytes": topology.usable_bytes,
+        "batch_size": work.batch_size,
+        "encoder_tokens": work.inputs + work.prompt_length,
+        "decoder_tokens": work.targets,
+        "method": work.method,
+        "frozen_dtype": work.frozen_dtype,
+        "activation_dtype": work.config.dtype,
+        "remat": work.config.remat,
+        "num_partitions": work.num_partitions,
+        "num_microbatches": work.num_microbatches,
+        "estimate": _memory(guess, guess.total <= topology.usable_bytes),
+        "flops": planning.flops(work),
+        "peak_tflops": topology.peak_tflops,
+    }
+    grain = work.grain(chips)
+    if find_largest:
+        results["estimate"]["largest_batch"] = planning.largest_batch(
+            lambda batch: estimated(batch).total <= topology.usable_bytes,
+            grain,
+            work.batch_size,
+        )
+    if compile_step:
+        answer = _compiled(work, topology)
+        results["compiled"] = _memory(answer.memory, answer.fits)
+        results["collectives"] = answer.collectives
+    if compile_step and find_largest:
+        results["compiled"]["largest_batch"] = planning.largest_batch(
+            lambda batch: _compiled(_with_batch(work, batch), topology).fits,
+            grain,
+            results["estimate"]["largest_batch"],
+        )
+    return {**results, "versions": versions()}
+
+
+def check(work: Workload, topology: Topology) -> None:
+    """Refuses what cannot be placed on the chips, before anything is compiled.
+
+    Raises:
+      UserError: chips, heads or rows do not divide, or the weights alone are more than
+        a chip holds; the nearest choice that works is named.
+    """
+    chips, parts = topology.num_chips, work.num_partitions
+    if parts < 1 or chips % parts:
+        nearest = min(_partitions(work, chips), key=lambda n: abs(n - parts))
+        raise UserError(
+            f"{parts} model partitions do not divide the {chips} chips of "
+            f"{topology.name}; set NUM_PARTITIONS to {nearest}"
+        )
+    mesh = AbstractMesh((chips // parts, parts), (sharding.DATA, sharding.MODEL))
+    planning.param_shardings(work, mesh)
+    grain = work.grain(chips)
+    if work.batch_size < 1 or work.batch_size % grain:
+        below = max(0, work.batch_size // grain * grain)
+        raise UserError(
+            f"{work.batch_size} rows do not divide over {chips // parts} data shards "
+            f"of {work.num_microbatches} microbatches; set BATCH_SIZE to "
+            f"{f'{below} or ' if below else ''}{below + grain}"
+        )
+    needed = planning.arguments_memory(_with_batch(work, grain), chips).total
+    if needed > topology.usable_bytes:
+        raise UserError(
+            f"the model cannot fit {topology.name}: weights and state take "
+            f"{needed / GIB:.1f} GiB of a chip's {topology.usable_bytes / GIB:.1f}; "
+            f"{nearest_that_fits(work, topology)}"
+        )
+
+
+def nearest_that_fits(work: Workload, topology: Topology) -> str:
+    """Advice by the estimate: more partitions, or else a bigger slice."""
+    for place in (topology, *topologies.bigger(topology)):
+        if (choice := least_partitions(work, place)) is not None:
+            where = "" if place is topology else f"TOPOLOGY to {place.name} and "
+            return f"set {where}NUM_PARTITIONS to {choice.num_partitions}"
+    return "no slice that is known holds it; choose a smaller model"
+
+
+def least_partitions(work: Workload, topology: Topology) -> Workload | None:
+    """The step cut over as few chips as hold it with its smallest batch, if any do."""
+    for parts in _partitions(work, topology.num_chips):
+        choice = dataclasses.replace(work, num_partitions=parts)
+        choice = _with_batch(choice, choice.grain(topology.num_chips))
+        if planning.estimate(choice, topology).total <= topology.usable_bytes:
+            return choice
+    return None
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The figures as lines for people."""
+    gib = lambda number: f"{number / GIB:9.2f} GiB"
+    kinds = [kind for kind in ("compiled", "estimate") if kind in results]
+    heading = (
+        f"{results['topology']}, {results['num_chips']} chips; batch "
+        f"{results['batch_size']}, encoder {results['encoder_tokens']} and decoder "
+        f"{results['decoder_tokens']} tokens; weights {results['frozen_dtype']}, remat "
+        f"{results['remat']}, {results['num_partitions']} model partitions"
+    )
+    lines = [heading, f"{'per chip':<16}" + "".join(f"{kind:>13}" for kind in kinds)]
+    for name in ("weights", "state", "activations", "total"):
+        row = "".join(gib(results[kind][name]) for kind in kinds)
+        lines.append(f"{name:<16}{row}")
+    lines.append(f"{'usable':<16}{gib(results['usable_bytes']) * len(kinds)}")
+    for name, label in (("fits", "fits"), ("largest_batch", "largest batch")):
+        if name in results[kinds[-1]]:
+            shown = {True: "yes", False: "no"}
+            values = [results[kind][name] for kind in kinds]
+            if name == "fits":
+                values = [shown[value] for value in values]
+            lines.append(f"{label:<16}" + "".join(f"{v:>13}" for v in values))
+    number = results["flops"]
+    lines.append(
+        f"FLOPs a step: {number['total']:.4g} (weights {number['weights']:.4g}, "
+        f"attention {number['attention']:.4g})"
+    )
+    if results["peak_tflops"]:
+        peak = results["peak_tflops"] * 1e12 * results["num_chips"]
+        lines.append(
+            f"at the chips' peak of {results['peak_tflops']} TFLOP/s these take "
+            f"{1000 * number['total'] / peak:.1f} ms; no step is as fast"
+        )
+    if "collectives" in results:
+        for kind, item in results["collectives"].items():
+            lines.append(
+                f"{kind}: {item['count']} a step, {gib(item['bytes']).strip()}"
+            )
+        if not results["collectives"]:
+            lines.append("collectives: none")
+    return "\n".join(lines)
+
+
+def cache_folder() -> pathlib.Path:
+    """Where the compiler's answers are kept."""
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(home) / "prompt_tuning" / "plan"
+
+
+def _dtype(name: str, topology: Topology) -> str:
+    if name == "auto" and topology.platform == "tpu":
+        return "bfloat16"
+    return base.resolve_dtype(name)
+
+
+def _partitions(work: Workload, chips: int) -> list[int]:
+    """Numbers of partitions that divide the chips and the model."""
+    config = work.config
+    common = math.gcd(chips, config.num_heads, config.mlp_dim, config.vocab_size)
+    return [parts for parts in range(1, common + 1) if common % parts == 0]
+
+
+def _with_batch(work: Workload, batch_size: int) -> Workload:
+    return dataclasses.replace(work, batch_size=batch_size)
+
+
+def _memory(memory: Memory, fits: bool) -> dict[str, Any]:
+    return {**dataclasses.asdict(memory), "total": memory.total, "fits": fits}
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(work: Workload, topology: Topology) -> planning.Compiled:
+    with _waiting(f"compiling batch {work.batch_size} for {topology.name}"):
+        return planning.compiled(work, topology, cache_folder())
+
+
+@contextlib.contextmanager
+def _waiting(doing: str) -> Iterator[None]:
+    """Says what is being done, for how long it has been, and how long it took."""
+    started, done = time.monotonic(), threading.Event()
+    seconds = lambda: f"{time.monotonic() - started:.0f} s"
+
+    def remind() -> None:
+        while not done.wait(SAY_EVERY):
+            report.say(f"{doing}: {seconds()}")
+
+    if report.console.is_terminal:
+        with report.console.status(doing):
+            yield
+    else:
+        threading.Thread(target=remind, daemon=True).start()
+        try:
+            report.say(f"{doing} ...")
+            yield
+        finally:
+            done.set()
+    report.say(f"{doing}: done after {seconds()}")

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes that run one program: who joins, who writes, what all agree on.
+
+Every process runs the same commands on its own devices. Process 0 alone writes files
+and prints; what it decides or fails at is told to the others, so that none goes on, or
+waits, alone. In a single process all of this costs nothing.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.types import Array
+
+ADDRESS = "JAX_COORDINATOR_ADDRESS"
+COUNT = "JAX_NUM_PROCESSES"
+INDEX = "JAX_PROCESS_ID"
+# What `srun` sets; JAX wants all of them. The shell and the batch script of an
+# allocation have the number of tasks too, but are one process and no part of a step.
+SLURM_STEP = (
+    "SLURM_JOB_ID",
+    "SLURM_STEP_NODELIST",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+)
+TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+# Texts are exchanged in blocks, since each length is a program to compile.
+BLOCK = 1024
+
+
+def several(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the environment says that this process is one of several.
+
+    ``JAX_NUM_PROCESSES`` decides where it is set, and so 1 keeps a process alone
+    wherever it runs. Else there are several where ``JAX_COORDINATOR_ADDRESS`` is given,
+    in a step of several tasks under SLURM, and where GKE names several hosts or slices
+    of TPUs. TPU VMs keep this in their metadata only: what starts the workers there
+    sets ``JAX_NUM_PROCESSES``.
+
+    Raises:
+      UserError: a number is none.
+    """
+    if COUNT in environ:
+        return _number(environ, COUNT) > 1
+    if environ.get(ADDRESS):
+        return True
+    if all(name in environ for name in SLURM_STEP):
+        tasks = "SLURM_STEP_NUM_TASKS"
+        return _number(environ, tasks if tasks in environ else "SLURM_NTASKS") > 1
+    hosts = next((environ[name] for name in TPU_HOSTS if name in environ), "")
+    slices = "MEGASCALE_NUM_SLICES"
+    return "," in hosts or slices in environ and _number(environ, slices) > 1
+
+
+def join() -> None:
+    """Joins the other processes of the run, if there are any; before JAX is used.
+
+    What the ``JAX_`` variables leave open is found by JAX itself: under SLURM, on GKE
+    and on TPU VMs.
+
+    Raises:
+      UserError: the environment says too little, or the others do not answer.
+    """
+    if not several() or jax.distributed.is_initialized():
+        return
+    try:
+        jax.distributed.initialize(
+            num_processes=_number(os.environ, COUNT) if COUNT in os.environ else None,
+            process_id=_number(os.environ, INDEX) if INDEX in os.environ else None,
+        )
+    # Other packages' errors pass through JAX here, of no common class.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"cannot join the other processes of the run ({reason}); set {ADDRESS}, "
+            f"{COUNT} and {INDEX} in each of them, or {COUNT}=1 to run alone"
+        ) from error
+
+
+def count() -> int:
+    """The number of processes; asks no device where this one has joined no others."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which alone writes and prints."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def agreed(value: Any) -> Any:
+    """What process 0 holds, in every process.
+
+    Args:
+      value: what JSON can say; it is not looked at in the other processes.
+    """
+    if count() == 1:
+        return value
+    text = json.dumps(value).encode() if is_first() else b""
+    size = -(-len(text) // BLOCK) * BLOCK
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(size)))
+    padded = np.frombuffer(text.ljust(size)[:size], np.uint8)
+    told = multihost_utils.broadcast_one_to_all(padded)
+    return json.loads(told.astype(np.uint8).tobytes())
+
+
+def gather(value: Any) -> np.ndarray:  # [...] -> [processes, ...]
+    """The numbers that each process gives, of one shape and dtype."""
+    if count() == 1:
+        return np.asarray(value)[None]
+    return np.asarray(multihost_utils.process_allgather(np.asarray(value)))
+
+
+def in_first(action: Callable[[], None]) -> None:
+    """Runs ``action`` in process 0; all processes wait for its end.
+
+    Raises:
+      UserError: the action raised it, in whichever process.
+      RuntimeError: in the other processes, if the action raised anything else.
+    """
+    failure = None
+    if is_first():
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001  It is raised below, in all.
+            failure = error
+    told = agreed(failure and [isinstance(failure, UserError), str(failure)])
+    if failure is not None:
+        raise failure
+    if told is not None:
+        cured_by_user, message = told
+        if cured_by_user:
+            raise UserError(message)
+        raise RuntimeError(f"process 0 failed: {message}")
+
+
+def whole(array: Array | np.ndarray) -> Array | np.ndarray:
+    """An array that this process can read, whoever holds its parts.
+
+    An array whose parts lie with several processes is laid whole on every device for
+    the time of the call; all processes must make it. Any other comes back as it is.
+    """
+    if not isinstance(array, jax.Array) or array.is_fully_addressable:
+        return array
+    if array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environ[name])
+    except ValueError as error:
+        raise UserError(
+            f"{name}={environ[name]!r} is not a number; set it to one or unset it"
+        ) from error
