@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a result has to say of where it was measured."""
+"""What a result has to say of where it was measured, and where it goes."""
 
+import json
 import os
+import pathlib
 import platform
 import subprocess
 from typing import Any
@@ -22,3 +24,11 @@ def describe() -> dict[str, Any]:
         "versions": common.versions(),
         "commit": commit.stdout.strip(),
     }
+
+
+def publish(results: dict[str, Any], output: pathlib.Path | None) -> None:
+    """Prints results with `describe`, and writes them if there is an output."""
+    text = json.dumps({**results, **describe()}, indent=2)
+    print(text)
+    if output is not None:
+        common.write_text(output, text + "\n")

@@ -151,8 +151,6 @@ def main() -> None:
         return
     import environment
 
-    from prompt_tuning.commands import common
-
     parent = pathlib.Path(tempfile.mkdtemp(dir=options.folder))
     results: dict = {"sizes": {}}
     try:
@@ -172,11 +170,8 @@ def main() -> None:
             shutil.rmtree(folder)
     finally:
         shutil.rmtree(parent, ignore_errors=True)
-    results |= {"rounds": options.rounds, **environment.describe()}
-    text = json.dumps(results, indent=2)
-    print(text)
-    if options.output:
-        common.write_text(options.output, text + "\n")
+    results["rounds"] = options.rounds
+    environment.publish(results, options.output)
 
 
 if __name__ == "__main__":

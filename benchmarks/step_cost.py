@@ -9,7 +9,6 @@ step: arguments, results and temporaries, those that share a buffer counted once
 """
 
 import argparse
-import json
 import pathlib
 import statistics
 import time
@@ -18,7 +17,6 @@ import environment
 import jax
 
 from prompt_tuning import demo, methods, optim, trees
-from prompt_tuning.commands import common
 from prompt_tuning.model import Model
 from prompt_tuning.network import Transformer
 from prompt_tuning.prompts import Prompt
@@ -94,12 +92,8 @@ def main() -> None:
         "memory_ratio": memory["prompt_tuning"] / memory["model_tuning"],
         "optimizer_bytes": slots,
         "backend": jax.default_backend(),
-        **environment.describe(),
     }
-    text = json.dumps(results, indent=2)
-    print(text)
-    if options.output:
-        common.write_text(options.output, text + "\n")
+    environment.publish(results, options.output)
 
 
 if __name__ == "__main__":

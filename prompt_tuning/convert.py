@@ -35,9 +35,7 @@ def convert(
       UserError: ``path`` is of no known format, or ``to`` is none for what it holds,
         or the output cannot be written.
     """
-    found = None
-    if not path.startswith((base.EMBEDDED, "gs://")) and os.path.exists(path):
-        found = prompt_formats.detect(path)
+    found = prompt_formats.detect(path) if os.path.exists(path) else None
     wants_model, wants_prompt = to in formats.FORMATS, to in prompt_formats.FORMATS
     if found is not None and (found != "t5x" or not wants_model):
         if not wants_prompt:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import rich.console
 import rich.table
 import rich.text
@@ -55,7 +56,8 @@ def inspect(
         parts.append(_model(base.open_checkpoint(model)))
     if os.path.isdir(where) and (runs := state.Checkpoints(where)).steps():
         parts.append(_run(runs))
-    parts += [_prompt(prompt, base_model) for prompt in prompts]
+    loaded = {path: prompt_formats.load(path) for path in prompts}
+    parts += [_prompt(path, *found, base_model) for path, found in loaded.items()]
     if not parts:
         raise UserError(
             f"{where} is no prompt, model or MODEL_DIR with checkpoints; give the path "
@@ -67,14 +69,14 @@ def inspect(
                 f"--plot draws one prompt, {where} holds {len(prompts)}; give the file "
                 "of one"
             )
-        inspect_prompt.draw(prompt_formats.load(prompts[0])[0], plot)
+        inspect_prompt.draw(loaded[prompts[0]][0], plot)
         parts.append(rich.text.Text(f"wrote {plot}"))
     return rich.console.Group(*parts)
 
 
 def _prompts(where: str) -> list[str]:
     """Paths of the prompts at or in ``where``."""
-    if where.startswith((base.EMBEDDED, "gs://")) or not os.path.exists(where):
+    if not os.path.exists(where):
         return []
     if os.path.basename(where) == model_file.FILE:
         return []
@@ -96,8 +98,9 @@ def _model_path(where: str) -> str | None:
     return where
 
 
-def _prompt(path: str, base_model: str | None) -> rich.console.Group:
-    prompt, card = prompt_formats.load(path)
+def _prompt(
+    path: str, prompt: np.ndarray, card: Mapping[str, Any], base_model: str | None
+) -> rich.console.Group:
     rows = {
         "format": prompt_formats.detect(path),
         **_plain(card),

@@ -6,6 +6,7 @@ the optimizer sees, what is saved and what stays in full precision.
 """
 
 from prompt_tuning import trees
+from prompt_tuning.errors import UserError
 from prompt_tuning.types import Params
 
 TUNED, FROZEN = "tuned", "frozen"
@@ -16,6 +17,17 @@ RULES: dict[str, trees.Rules] = {
     # The baseline that moves everything, also called fine-tuning.
     "model_tuning": ((r".*", TUNED),),
 }
+
+
+def rules_of(method: str) -> trees.Rules:
+    """The rules of a method by its name.
+
+    Raises:
+      UserError: no method has this name.
+    """
+    if method not in RULES:
+        raise UserError(f"no method is called {method!r}; choose {', '.join(RULES)}")
+    return RULES[method]
 
 
 def split(params: Params, rules: trees.Rules) -> tuple[dict, dict]:

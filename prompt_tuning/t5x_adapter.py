@@ -157,15 +157,13 @@ def tuned_params(method: str = "prompt_tuning") -> traverse_util.ModelParamTrave
     Raises:
       UserError: ``method`` is no name in `methods.RULES`.
     """
-    if method not in methods.RULES:
-        names = ", ".join(methods.RULES)
-        raise UserError(f"no method is called {method!r}: choose one of {names}")
+    rules = methods.rules_of(method)
 
     def is_tuned(path: str, _: Any) -> bool:
         name = path.removeprefix("/")
         if match := layout.LAYER.fullmatch(name):
             name = f"{match[1] or ''}layers/{match[3]}"
-        label = trees.first_match(methods.RULES[method], _FROM_T5X.get(name, name))
+        label = trees.first_match(rules, _FROM_T5X.get(name, name))
         return label == methods.TUNED
 
     return traverse_util.ModelParamTraversal(is_tuned)

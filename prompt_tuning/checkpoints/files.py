@@ -106,8 +106,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return parse_json(text, path)
 
 
-def parse_json(text: str, where: Path) -> dict[str, Any]:
+def parse_json(
+    text: str, where: Path, problem: str = "holds damaged JSON"
+) -> dict[str, Any]:
     """The object that a text holds in JSON.
+
+    Args:
+      text: the JSON.
+      where: the file it is from, for the message.
+      problem: what is wrong with that file if the text is damaged.
 
     Raises:
       UserError: it is damaged, or something else.
@@ -118,7 +125,7 @@ def parse_json(text: str, where: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise UserError(f"{where} holds damaged JSON; copy or write it again")
+        raise UserError(f"{where} {problem}; copy or write it again")
     return content
 
 

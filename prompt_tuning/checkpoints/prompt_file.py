@@ -39,7 +39,7 @@ def save_prompt(
         raise ValueError(
             f"a prompt is [P, H] float32, not {list(array.shape)} {array.dtype}"
         )
-    _check_finite(array, str(path))
+    check_finite(array, path)
     facts = {"length": array.shape[0], "width": array.shape[1]}
     card = {key: value for key, value in card.items() if key != CHECKSUM}
     for key, value in facts.items():
@@ -63,7 +63,7 @@ def load_prompt(path: files.Path) -> tuple[np.ndarray, dict[str, Any]]:
                 "give the file that a training run wrote"
             )
         array = file.get_tensor(TENSOR)
-    card = _parse(text, path)
+    card = files.parse_json(text, path, "has a damaged card")
     if array.ndim != 2 or array.dtype != np.float32:
         raise UserError(
             f"{path} holds a {array.dtype} array {list(array.shape)}, a prompt is "
@@ -75,7 +75,7 @@ def load_prompt(path: files.Path) -> tuple[np.ndarray, dict[str, Any]]:
             f"width {card.get('width')}, its array is {list(array.shape)}; write it "
             "again with save_prompt"
         )
-    _check_finite(array, str(path))
+    check_finite(array, path)
     return array, without_checksum(card, array, path)
 
 
@@ -138,16 +138,6 @@ def check_vocabulary(
     )
 
 
-def _parse(text: str, path: files.Path) -> dict[str, Any]:
-    try:
-        card = json.loads(text)
-    except json.JSONDecodeError:
-        card = None
-    if not isinstance(card, dict):
-        raise UserError(f"{path} has a damaged card; copy or write it again")
-    return card
-
-
 def without_checksum(
     card: dict[str, Any], array: np.ndarray, path: files.Path
 ) -> dict[str, Any]:
@@ -170,7 +160,12 @@ def checksum(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def _check_finite(array: np.ndarray, path: str) -> None:
+def check_finite(array: np.ndarray, path: files.Path) -> None:
+    """Refuses a prompt with numbers that are none.
+
+    Raises:
+      UserError: it holds NaN or infinity.
+    """
     bad = int(np.sum(~np.isfinite(array)))
     if bad:
         raise UserError(

@@ -44,15 +44,20 @@ def detect(path: files.Path) -> str | None:
       UserError: the path is a damaged T5X checkpoint or a folder that cannot be read,
         or Google Cloud Storage does not answer.
     """
+    return _find(path)[0]
+
+
+def _find(path: files.Path) -> tuple[str | None, Source | None]:
+    """The format, and the T5X checkpoint: opening it may be many trips to the cloud."""
     if os.path.isfile(path):
         if _is_npy(path):
-            return "npy"
-        return "native" if _is_native(path) else None
+            return "npy", None
+        return ("native" if _is_native(path) else None), None
     if peft.is_prompt(path):
-        return "peft"
+        return "peft", None
     if (source := _open_t5x(path)) is not None:
-        return "t5x" if source.prompts else None
-    return "npy" if _npy_files(path) else None
+        return ("t5x" if source.prompts else None), source
+    return ("npy" if _npy_files(path) else None), None
 
 
 def load(path: files.Path) -> tuple[np.ndarray, dict[str, Any]]:
@@ -72,12 +77,12 @@ def load(path: files.Path) -> tuple[np.ndarray, dict[str, Any]]:
     Raises:
       UserError: there is no prompt, or more than one, or it is damaged.
     """
-    match detect(path):
+    format, source = _find(path)
+    match format:
         case "npy":
             file = path if os.path.isfile(path) else _only(path, _npy_files(path))
             array, card = _read_npy(file), _card("npy", file)
         case "t5x":
-            source = _open_t5x(path)
             name = _only(path, sorted(source.prompts))
             array, card = source.read(name), _card("t5x", source.path)
             card["source"]["parameter"] = name
@@ -230,12 +235,7 @@ def _float32(array: np.ndarray, path: files.Path) -> np.ndarray:
             f"{path} holds a {array.dtype} array {list(array.shape)}, a prompt is "
             "[length, width] of floating-point numbers; give another"
         )
-    bad = int(np.sum(~np.isfinite(array)))
-    if bad:
-        raise UserError(
-            f"the prompt {path} holds {bad} values that are not finite; tune it again "
-            "with a lower learning rate"
-        )
+    prompt_file.check_finite(array, path)
     with np.errstate(over="ignore"):
         narrow = np.ascontiguousarray(array, np.float32)
     if not np.array_equal(narrow.astype(array.dtype), array):

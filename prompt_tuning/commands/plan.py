@@ -68,10 +68,7 @@ def plan(
     Raises:
       UserError: the step cannot be placed on these chips.
     """
-    if method not in methods.RULES:
-        raise UserError(
-            f"no method is called {method!r}; choose {', '.join(methods.RULES)}"
-        )
+    methods.rules_of(method)  # Refuses what is none.
     missing = {"inputs", "targets"} - set(task_feature_lengths)
     if missing:
         raise UserError(f"TASK_FEATURE_LENGTHS lacks {' and '.join(sorted(missing))}")

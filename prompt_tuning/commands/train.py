@@ -117,10 +117,7 @@ def train(
     from prompt_tuning import evaluate as evaluation
     from prompt_tuning.task_data import TaskData
 
-    if method not in methods.RULES:
-        raise UserError(
-            f"no method is called {method!r}; choose {', '.join(methods.RULES)}"
-        )
+    rules = methods.rules_of(method)
     for name, value in (("TRAIN_STEPS", train_steps), ("BATCH_SIZE", batch_size)):
         if value < 1:
             raise UserError(f"{name}={value} must be 1 or more")
@@ -179,7 +176,7 @@ def train(
     result = training.fit(
         model,
         params,
-        methods.RULES[method],
+        rules,
         optimizer,
         batches,
         training.Schedule(
