@@ -19,7 +19,7 @@ gin files are found by path or by name among those of the package, in any order:
             t5_1_1_mini (embedded, needs no checkpoint)
   methods/  prompt_tuning, prompt_tuning_adamw, model_tuning
   prompts/  sampled_vocab, class_labels, text, random, saved
-  runs/     train, eval, infer, pretrain, plan (added by the command itself)
+  runs/     train, eval, infer, export, pretrain, plan (added by the command itself)
 Values on the command line win: --gin.TRAIN_STEPS=500 --gin.MODEL_DIR=/tmp/run
 """
 
@@ -27,11 +27,12 @@ COMMANDS = {
     "train": "tune a prompt (or the whole model) on a task",
     "eval": "evaluate a prompt or a model on a split of a task",
     "infer": "answer texts with a tuned prompt",
+    "export": "write a model as programs that run without this package",
     "pretrain": "pre-train a model from arrays of token ids",
     "plan": "say what a training step needs on TPUs that need not be there",
 }
 # Several processes work on these together; those would write one another's files.
-JOINED, ALONE = ("train", "eval"), ("pretrain", "demo")
+JOINED, ALONE = ("train", "eval"), ("export", "pretrain", "demo")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -148,7 +149,7 @@ def run(arguments: Sequence[str]) -> None:
         return
     from prompt_tuning import config
 
-    if options.command not in ("pretrain", "plan"):
+    if options.command not in ("export", "pretrain", "plan"):
         _import_quietly("seqio")
     search = [path for path in options.gin_search_paths.split(",") if path]
     if getattr(options, "force", False):

@@ -16,7 +16,15 @@ from typing import Any
 import gin
 
 from prompt_tuning import optim, prompt_inits
-from prompt_tuning.commands import common, evaluate, infer, plan, pretrain, train
+from prompt_tuning.commands import (
+    common,
+    evaluate,
+    export,
+    infer,
+    plan,
+    pretrain,
+    train,
+)
 from prompt_tuning.errors import UserError
 from prompt_tuning.local_task import LocalTask
 from prompt_tuning.network import T5Config
@@ -26,6 +34,7 @@ CONFIGURABLES: tuple[Callable[..., Any], ...] = (
     train.train,
     evaluate.evaluate,
     infer.infer,
+    export.export_model,
     pretrain.pretrain,
     plan.plan,
     T5Config,
@@ -47,6 +56,7 @@ FUNCTIONS = {
     "train": "train",
     "eval": "evaluate",
     "infer": "infer",
+    "export": "export_model",
     "pretrain": "pretrain",
     "plan": "plan",
 }
@@ -206,6 +216,9 @@ def run(command: str, texts: Sequence[str] | None = None) -> None:
         for name in ("method", "optimizer", "prompt_length"):
             gin.bind_parameter(f"plan.{name}", gin.query_parameter(f"train.{name}"))
         print(plan.table(function()))
+        return
+    if command == "export":
+        function()
         return
     results = function(
         on_start=lambda folder: common.write_text(

@@ -148,7 +148,7 @@ def write_stream(
 
     Args:
       path: the file.
-      specs: shape and dtype (float32 or bfloat16) of every tensor.
+      specs: shape and dtype (float32, bfloat16 or int8) of every tensor.
       read: gives a tensor by its name.
       metadata: texts for the file's header.
       checksums: add to them the CRC-32 of every tensor, by name in JSON.
@@ -157,7 +157,7 @@ def write_stream(
       UserError: the file cannot be written.
       ValueError: a tensor is not as its spec has it.
     """
-    codes = {"float32": "F32", "bfloat16": "BF16"}
+    codes = {"float32": "F32", "bfloat16": "BF16", "int8": "I8"}
     # The widest numbers first, as safetensors itself orders them: all are aligned then.
     names = sorted(specs, key=lambda name: -np.dtype(specs[name].dtype).itemsize)
     header: dict[str, Any] = {}
