@@ -13,8 +13,8 @@ Usage: run_tpu.sh --name NAME --zone ZONE [options] -- COMMAND [arguments]
 
 Asks for a TPU VM or a pod slice as a queued resource, or takes the one of that name,
 installs the package on all of its workers, runs `python3 -m prompt_tuning COMMAND
-arguments` on every one of them, asks again and resumes when the TPU VM is preempted,
-fetches what the run leaves, and deletes the TPU VM.
+arguments` on every one of them as one run, asks again and resumes when the TPU VM is
+preempted, fetches what the run leaves, and deletes the TPU VM.
 
 The run does not depend on this script. After Ctrl-C, the same command takes it up again.
 
@@ -51,6 +51,7 @@ The run
 
 RUN_TPU_POLL is the number of seconds between two looks at the cloud; default 30.
 Slices of several workers need the key in the agent: ssh-add ~/.ssh/google_compute_engine
+and a MODEL_DIR that all workers see (docs/scale.md).
 
 Example:
   ./run_tpu.sh --name tuning --zone us-central1-a --type v5litepod-8 --spot -- train \
@@ -97,7 +98,9 @@ checkpoints_of() {
 }
 
 on_worker() {
-  local verb=$1 status=0 size second
+  local verb=$1 status=0 size second endpoints
+  local metadata=http://metadata.google.internal/computeMetadata/v1/instance/attributes
+  metadata+=/worker-network-endpoints
   shift
   case $verb in
     install) # REQUIREMENT. The runtime images have Python 3.10; uv brings a newer one.
@@ -110,6 +113,10 @@ on_worker() {
       ~/.local/bin/uv pip install --quiet --python "$here/venv/bin/python3" "$1" ;;
     launch) # COMMAND arguments
       quoted "$@" >"$here/command"
+      # With this the package joins the other workers, whom JAX finds by the same metadata.
+      endpoints=$(curl --silent --fail --header 'Metadata-Flavor: Google' "$metadata")
+      IFS=, read -ra endpoints <<<"$endpoints"
+      export JAX_NUM_PROCESSES=${#endpoints[@]}
       setsid bash "$0" --on-worker run "$@" </dev/null >"$here/run.log" 2>&1 &
       echo $! >"$here/pid" ;;
     run)
@@ -257,14 +264,14 @@ ask_worker() { # ASSUMED VERB ...: asks the first worker
   ask "$1" "${tpus[@]}" tpu-vm ssh "$name" "${where[@]}" --worker=0 \
     --command="$(quoted bash $here/run_tpu.sh --on-worker "${@:2}")"
 }
-send_to_all() { # PATH FOLDER
-  run "${tpus[@]}" tpu-vm scp "$1" "$name:$2" "${where[@]}" --worker=all --recurse
+send() { # WORKER PATH FOLDER
+  run "${tpus[@]}" tpu-vm scp "$2" "$name:$3" "${where[@]}" --worker="$1" --recurse
 }
 fetch_file() { # NAME PATH
   run "${tpus[@]}" tpu-vm scp "$name:$here/$1" "$2" "${where[@]}" --worker=0
 }
 
-# shellcheck disable=SC2317  # The trap calls it.
+# shellcheck disable=SC2317,SC2329  # The trap calls it.
 on_exit() {
   local status=$? what=(queued-resources delete "$name" "${where[@]}" --force --quiet)
   rm -rf "$scratch"
@@ -396,14 +403,15 @@ install_and_launch() {
   # A run that the cloud lost sight of must not go on beside its successor.
   shell all "if test -e $here/pid; then bash $here/run_tpu.sh --on-worker stop; fi; \
 rm -rf $here && mkdir $here" || return
-  send_to_all "${BASH_SOURCE[0]}" $here/ || return
-  for path in ${send[@]+"${send[@]}"}; do send_to_all "$path" . || return; done
+  send all "${BASH_SOURCE[0]}" $here/ || return
+  for path in ${send[@]+"${send[@]}"}; do send all "$path" . || return; done
   [[ -z $setup ]] || shell all "$setup" || return
-  [[ -n $install ]] || send_to_all "$output/checkout.tar" $here/ || return
+  [[ -n $install ]] || send all "$output/checkout.tar" $here/ || return
   worker all install "${install:-./$here/src[tpu,demo]}" || return
   if [[ -e $output/unfinished.tar.gz ]]; then
-    send_to_all "$output/unfinished.tar.gz" $here/ || return
-    worker all restore "$model_dir" || return
+    # One worker is enough: several need a MODEL_DIR that all of them see.
+    send 0 "$output/unfinished.tar.gz" $here/ || return
+    worker 0 restore "$model_dir" || return
   fi
   worker all launch "$@"
 }

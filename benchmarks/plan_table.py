@@ -3,27 +3,35 @@
 
     python benchmarks/plan_table.py --output benchmarks/results/plan
 
-Every cell is a file, written when it is done, and a cell that has its file is not done
-again: stop and start it as you like, it takes hours. ``--estimate`` asks no compiler and
-takes minutes; its cells are files of their own. The table itself is printed at the end.
+Every cell is a file. First all of them are estimated, which takes minutes; then the
+compiler is asked about one after the other, which takes hours, and their files are
+written again. Stop and start it as you like: what is done is not done again.
+``--estimate`` leaves the compiler out. The tables are printed at the end.
 
 The step is that of the paper's recipe with inputs of 512, a prompt of 100 and targets
-of 32 tokens; the model is cut over as few chips as hold it, and the batch is the
-largest that fits. libtpu is needed: pip install -e ".[plan]".
+of 32 tokens; the model is cut over as few chips as hold it. The batch is the largest
+that the estimate says fits; where the compiler refuses that, the largest for which the
+compiler's figure has room. libtpu is needed: pip install -e ".[plan]".
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import environment
 import jax
 
-from prompt_tuning import optim, plan, report, topologies
+from prompt_tuning import optim, report, topologies
 from prompt_tuning.commands import common
 from prompt_tuning.commands import plan as command
 from prompt_tuning.network import T5Config
+from prompt_tuning.planning import answers, checks
+from prompt_tuning.planning.checks import with_batch
+from prompt_tuning.planning.workload import Workload
 
 SIZES = {
     "small": (512, 6, 8, 64, 1024),
@@ -37,85 +45,134 @@ SLICES = {
     "v6e": ("1x1", "2x2", "2x4", "4x4"),
     "v5p": ("1x1x1", "2x2x1", "2x2x2", "2x2x4"),
 }
+DTYPES = ("bfloat16", "int8")
+OPTIMIZER = optim.adafactor(
+    0.3, multiply_by_parameter_scale=False, weight_decay_rate=1e-5
+)
+# What the compiler is asked first: whether XXL fits a single chip.
+FIRST = (
+    ("xxl", "v6e:1x1", "bfloat16"),
+    ("xxl", "v5p:1x1x1", "bfloat16"),
+    ("xxl", "v5e:1x1", "int8"),
+)
+TRIES = 3
+
+Cell = tuple[str, str, str]  # size, topology, dtype of the weights
 
 
-def workload(size: str, dtype: str, remat: str) -> plan.Workload:
+def workload(size: str, dtype: str) -> Workload:
     """The recipe's step at a size; batch and partitions are chosen later."""
     width, heads, layers, head_dim, mlp = SIZES[size]
     config = T5Config(32128, width, heads, layers, layers, head_dim, mlp)
-    config = dataclasses.replace(config, dtype="bfloat16", remat=remat)
-    optimizer = optim.adafactor(
-        0.3, multiply_by_parameter_scale=False, weight_decay_rate=1e-5
-    )
-    return plan.Workload(config, 1, 512, 32, optimizer, frozen_dtype=dtype)
+    config = dataclasses.replace(config, dtype="bfloat16", remat="full")
+    return Workload(config, 1, 512, 32, OPTIMIZER, frozen_dtype=dtype)
 
 
-def cell(work: plan.Workload, topology: str, compile_step: bool) -> dict:
-    """The figures of one cell; ``num_partitions`` 0 where the model does not fit."""
+def cells(dtypes: list[str]) -> Iterator[Cell]:
+    """All cells, in the order in which the compiler is asked about them."""
+    yield from (cell for cell in FIRST if cell[2] in dtypes)
+    for index, dtype in itertools.product(range(4), dtypes):
+        for size, kind in itertools.product(reversed(SIZES), SLICES):
+            cell = size, f"{kind}:{SLICES[kind][index]}", dtype
+            if cell not in FIRST:
+                yield cell
+
+
+def estimated(cell: Cell) -> dict[str, Any]:
+    """The largest batch by the estimate; no partitions where the model has no room."""
+    size, topology, dtype = cell
     place = topologies.parse(topology)
-    choice = command.least_partitions(work, place)
+    choice = checks.least_partitions(workload(size, dtype), place)
     if choice is None:
-        return {"topology": topology, "num_partitions": 0}
-    largest = plan.largest_batch(
+        return {"topology": topology, "frozen_dtype": dtype, "num_partitions": 0}
+    largest = answers.largest_batch(
         lambda batch: (
-            plan.estimate(dataclasses.replace(choice, batch_size=batch), place).total
+            answers.estimate(with_batch(choice, batch), place).total
             <= place.usable_bytes
         ),
         choice.grain(place.num_chips),
         choice.batch_size,
     )
-    choice = dataclasses.replace(choice, batch_size=largest)
-    return command.figures(choice, place, compile_step, find_largest=compile_step)
+    choice = with_batch(choice, largest)
+    return command.figures(choice, place, compile_step=False, find_largest=False)
 
 
-def markdown(results: dict[tuple[str, str], dict]) -> str:
+def confirmed(cell: Cell, guess: Mapping[str, Any]) -> dict[str, Any]:
+    """The compiler's figures of an estimated cell, for a batch that it lets pass."""
+    size, topology, dtype = cell
+    place = topologies.parse(topology)
+    work = dataclasses.replace(
+        workload(size, dtype), num_partitions=guess["num_partitions"]
+    )
+    batch, found, refused = guess["batch_size"], dict(guess), []
+    for _ in range(TRIES):
+        found = command.figures(
+            with_batch(work, batch), place, compile_step=True, find_largest=False
+        )
+        if found["compiled"]["fits"] or batch == work.grain(place.num_chips):
+            break
+        refused.append({"batch_size": batch, **found["compiled"]})
+        needs = found["compiled"]
+        room = place.usable_bytes - needs["weights"] - needs["state"]
+        rows = batch * room // needs["activations"]
+        batch = answers.largest_batch(
+            lambda other, rows=rows: other <= rows, work.grain(place.num_chips), batch
+        )
+    return {**found, "refused": refused}
+
+
+def markdown(results: Mapping[Cell, Mapping[str, Any]], dtype: str) -> str:
     """Largest batch (and partitions, where there is more than one) by size and slice."""
     columns = [f"{kind}:{shape}" for kind, shapes in SLICES.items() for shape in shapes]
-    lines = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    lines = [f"| {dtype} | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for size in SIZES:
-        shown = []
-        for column in columns:
-            found = results.get((size, column))
-            if found is None:
-                shown.append("?")
-            elif not found["num_partitions"]:
-                shown.append("-")
-            else:
-                batch = found.get("compiled", {}).get(
-                    "largest_batch", found["batch_size"]
-                )
-                parts = found["num_partitions"]
-                shown.append(f"{batch}" + (f" ({parts})" if parts > 1 else ""))
+        shown = [_shown(results[size, column, dtype]) for column in columns]
         lines.append(f"| {size} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
+def _shown(found: Mapping[str, Any]) -> str:
+    if not found["num_partitions"]:
+        return "-"
+    text = f"{found['batch_size']}"
+    if "compiled" not in found:
+        text = f"*{text}*"
+    elif not found["compiled"]["fits"]:
+        text = "refused"
+    parts = found["num_partitions"]
+    return text if parts == 1 else f"{text} /{parts}"
+
+
 def main() -> None:
-    """Fills in the missing cells and prints the table."""
+    """Fills in the missing cells and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=pathlib.Path, required=True, metavar="DIR")
-    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
-    parser.add_argument("--chips", nargs="+", default=list(SLICES), choices=SLICES)
-    parser.add_argument("--dtype", default="bfloat16", help="of the frozen weights")
-    parser.add_argument("--remat", default="full")
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
     parser.add_argument("--estimate", action="store_true", help="do not compile")
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     options.output.mkdir(parents=True, exist_ok=True)
-    mode = "estimate" if options.estimate else "compiled"
-    results = {}
-    for size in options.sizes:
-        work = workload(size, options.dtype, options.remat)
-        for kind in options.chips:
-            for shape in SLICES[kind]:
-                name = f"{size}_{kind}_{shape}_{options.dtype}_{options.remat}_{mode}"
-                path = options.output / f"{name}.json"
-                if not path.exists():
-                    report.say(name)
-                    found = cell(work, f"{kind}:{shape}", not options.estimate)
-                    common.write_json(path, {**found, **environment.describe()})
-                results[size, f"{kind}:{shape}"] = json.loads(path.read_text())
-    print(markdown(results))
+
+    def path(cell: Cell) -> pathlib.Path:
+        return options.output / f"{'_'.join(cell).replace(':', '_')}.json"
+
+    def write(cell: Cell, found: Mapping[str, Any]) -> None:
+        common.write_json(path(cell), {**found, **environment.describe()})
+
+    order = list(cells(options.dtypes))
+    for cell in order:
+        if not path(cell).exists():
+            report.say(f"estimating {' '.join(cell)}")
+            write(cell, estimated(cell))
+    results = {cell: json.loads(path(cell).read_text()) for cell in order}
+    for cell, found in results.items():
+        done = "compiled" in found or not found["num_partitions"]
+        if not done and not options.estimate:
+            report.say(f"compiling {' '.join(cell)}")
+            write(cell, confirmed(cell, found))
+            results[cell] = json.loads(path(cell).read_text())
+    for dtype in options.dtypes:
+        print(markdown(results, dtype), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -2,18 +2,17 @@
 """The frozen base model of a run: sizes, weights, identity."""
 
 import dataclasses
-import functools
 import pathlib
 
 import jax
-import jax.numpy as jnp
 
-from prompt_tuning import report, sharding, trees
+from prompt_tuning import quantization, report, sharding, trees
 from prompt_tuning.checkpoints import formats, loading
 from prompt_tuning.checkpoints.source import Source
 from prompt_tuning.errors import UserError
 from prompt_tuning.model import Model
 from prompt_tuning.network import T5Config, Transformer
+from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.types import Params
 
 EMBEDDED = "embedded:"
@@ -44,7 +43,10 @@ def resolve_dtype(dtype: str) -> str:
     if dtype == "auto":
         return "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"dtype {dtype!r} is not 'auto', 'float32' or 'bfloat16'")
+        also = ""
+        if dtype == quantization.INT8:
+            also = "; 'int8' is for frozen weights alone (FROZEN_DTYPE)"
+        raise UserError(f"dtype {dtype!r} is not 'auto', 'float32' or 'bfloat16'{also}")
     return dtype
 
 
@@ -56,22 +58,21 @@ class BaseModel:
       config: the sizes, with the activations' dtype.
       params: the weights in the dtype they are kept in.
       name: what people call the checkpoint.
-      mesh: the devices the weights are spread over, or None for one device.
+      fingerprint: hash of the checkpoint's weights rounded to bfloat16; it is the same
+        whichever dtype they are kept in.
+      partitioner: how the weights are spread over devices, or None for one device.
     """
 
     config: T5Config
     params: Params
     name: str
-    mesh: jax.sharding.Mesh | None
+    fingerprint: str
+    partitioner: Partitioner | None
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of the weights rounded to bfloat16.
-
-        It is the same whichever dtype they were loaded in, and made when first asked
-        for: not every command needs it.
-        """
-        return trees.fingerprint(self.params, jnp.bfloat16)
+    @property
+    def mesh(self) -> jax.sharding.Mesh | None:
+        """The devices the weights are spread over, or None for one device."""
+        return None if self.partitioner is None else self.partitioner.mesh
 
     @property
     def identity(self) -> dict[str, str]:
@@ -90,19 +91,21 @@ def load(
     *,
     frozen_dtype: str = "auto",
     activation_dtype: str = "auto",
-    num_partitions: int = 1,
+    partitioner: Partitioner | None = None,
 ) -> BaseModel:
     """Loads the weights that ``config`` describes.
 
     Args:
       config: the sizes.
       checkpoint_path: of any format (see `formats.open_model`), or ``embedded:NAME``.
-      frozen_dtype: dtype to keep the weights in; see `resolve_dtype`.
+      frozen_dtype: dtype to keep the weights in (see `resolve_dtype`); 'int8'
+        quantises kernels and keeps the other leaves as 'auto' does.
       activation_dtype: dtype to compute in.
-      num_partitions: devices that one copy of the model is cut over.
+      partitioner: how to spread over devices; by default a whole copy on each.
 
     Raises:
-      UserError: the checkpoint is missing or does not fit the sizes.
+      UserError: the checkpoint is missing or does not fit the sizes, or the sizes do
+        not fit the devices.
     """
     source = open_checkpoint(checkpoint_path)
     loading.check_sizes(source, config)
@@ -113,13 +116,18 @@ def load(
         )
     config = dataclasses.replace(config, dtype=resolve_dtype(activation_dtype))
     abstract = Model(Transformer(config)).abstract_params()
-    mesh = shardings = None
-    if jax.device_count() > 1:
-        mesh = sharding.make_mesh(num_partitions)
+    if frozen_dtype == quantization.INT8:
+        abstract = quantization.quantize_abstract(abstract)
+        frozen_dtype = "auto"
+    partitioner, shardings = partitioner or Partitioner(), None
+    if partitioner.is_single:
+        partitioner = None
+    else:
         shardings = sharding.param_shardings(
-            abstract, mesh, sharding.logical_axis_rules()
+            abstract, partitioner.mesh, partitioner.rules
         )
+    digest = trees.Digest()
     params = loading.load_params(
-        source, abstract, resolve_dtype(frozen_dtype), shardings
+        source, abstract, resolve_dtype(frozen_dtype), shardings, digest
     )
-    return BaseModel(config, params, source.name, mesh)
+    return BaseModel(config, params, source.name, digest.hexdigest(), partitioner)

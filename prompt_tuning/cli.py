@@ -7,6 +7,7 @@ import importlib
 import io
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from absl import logging
@@ -19,6 +20,7 @@ gin files are found by path or by name among those of the package, in any order:
             t5_1_1_mini (embedded, needs no checkpoint)
   methods/  prompt_tuning, prompt_tuning_adamw, model_tuning
   prompts/  sampled_vocab, class_labels, text, random, saved
+  decoding/ greedy, beam, sampling, topk, topp (for eval and infer)
   runs/     train, eval, infer, export, pretrain, plan (added by the command itself)
 Values on the command line win: --gin.TRAIN_STEPS=500 --gin.MODEL_DIR=/tmp/run
 """
@@ -26,13 +28,13 @@ Values on the command line win: --gin.TRAIN_STEPS=500 --gin.MODEL_DIR=/tmp/run
 COMMANDS = {
     "train": "tune a prompt (or the whole model) on a task",
     "eval": "evaluate a prompt or a model on a split of a task",
-    "infer": "answer texts with a tuned prompt",
+    "infer": "answer texts with a tuned prompt, or rows of a file with many",
     "export": "write a model as programs that run without this package",
     "pretrain": "pre-train a model from arrays of token ids",
-    "plan": "say what a training step needs on TPUs that need not be there",
+    "plan": "say what training or inference needs on TPUs that need not be there",
 }
 # Several processes work on these together; those would write one another's files.
-JOINED, ALONE = ("train", "eval"), ("export", "pretrain", "demo")
+JOINED, ALONE = ("train", "eval"), ("export", "pretrain", "serve", "demo")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -86,6 +88,38 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--dtype", help="float32 or bfloat16; by default as it is")
     sub.add_argument("--vocabulary", metavar="FILE", help="spiece.model to put beside")
+    sub = commands.add_parser(
+        "serve", help="answer over HTTP with many prompts on one model"
+    )
+    sub.add_argument(
+        "--model", required=True, help="the base model, of any format, or embedded:NAME"
+    )
+    sub.add_argument("--prompts", metavar="DIR", help="folder of prompts to begin with")
+    sub.add_argument("--host", default="127.0.0.1", help="others need a token")
+    sub.add_argument("--port", type=int, default=8000, help="0 takes any free one")
+    sub.add_argument(
+        "--token_file",
+        metavar="FILE",
+        help="holds the token that requests must bear (or set PROMPT_TUNING_TOKEN)",
+    )
+    for name, default, text in (
+        ("max_batch", 32, "rows of a batch"),
+        ("max_queue", 1024, "rows that may wait; more are refused with status 429"),
+        ("max_input_length", 512, "longest input in tokens, its prompt included"),
+        ("max_decode_length", 32, "longest answer where a prompt has no labels"),
+        ("prompt_rows", 65_536, "prompt positions that the device has room for"),
+        ("warm_up", 128, "compile at the start for inputs of so many text tokens"),
+    ):
+        sub.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
+    sub.add_argument(
+        "--timeout", type=float, default=30.0, help="seconds until an answer is due"
+    )
+    sub.add_argument("--dtype", default="auto", help="of the weights, e.g. bfloat16")
+    sub.add_argument(
+        "--force",
+        action="store_true",
+        help="take prompts that were tuned on another base model or vocabulary",
+    )
     sub = commands.add_parser(
         "demo", help="tune a prompt of the embedded model on movie reviews"
     )
@@ -141,6 +175,14 @@ def run(arguments: Sequence[str]) -> None:
             vocabulary=options.vocabulary,
         )
         return
+    if options.command == "serve":
+        _import_quietly("seqio")
+        from prompt_tuning.commands import serve
+
+        values = vars(options)
+        del values["command"]
+        serve.serve(**values)
+        return
     if options.command == "demo":
         _import_quietly("seqio")
         from prompt_tuning import demo
@@ -181,7 +223,7 @@ def _import_quietly(name: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point: 0 on success, 2 and one line on a user's mistake."""
+    """Entry point: 0 on success, 2 (or the error's own) and a line on a user's mistake."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.ERROR)
     try:
@@ -190,8 +232,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # gin adds to a message where it passed; that is no news to the user.
         message = " ".join(str(error).split("\n  In call to")[0].split("\n"))
         print(f"prompt-tuning: {message}", file=sys.stderr)
-        return 2
+        _end_others(2, message)
+        # A job that is done but for some rows has a code of its own.
+        return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
         print("prompt-tuning: interrupted", file=sys.stderr)
+        _end_others(130, "interrupted")
         return 130
+    except Exception as error:
+        _end_others(1, f"{type(error).__name__}: {error}", traceback.format_exc())
+        raise
     return 0
+
+
+def _end_others(code: int, reason: str, trace: str = "") -> None:
+    """Ends all processes of the run, where this is one of several that have joined."""
+    # Whoever has joined has imported it; a misspelt command should answer at once.
+    if processes := sys.modules.get("prompt_tuning.processes"):
+        processes.leave(code, reason, trace)

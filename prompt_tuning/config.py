@@ -15,7 +15,7 @@ from typing import Any
 
 import gin
 
-from prompt_tuning import optim, prompt_inits
+from prompt_tuning import decoding, optim, prompt_inits
 from prompt_tuning.commands import (
     common,
     evaluate,
@@ -28,6 +28,7 @@ from prompt_tuning.commands import (
 from prompt_tuning.errors import UserError
 from prompt_tuning.local_task import LocalTask
 from prompt_tuning.network import T5Config
+from prompt_tuning.partitioning import Partitioner
 
 # Everything a gin file may name.
 CONFIGURABLES: tuple[Callable[..., Any], ...] = (
@@ -41,7 +42,11 @@ CONFIGURABLES: tuple[Callable[..., Any], ...] = (
     optim.adafactor,
     optim.adamw,
     optim.learning_rate_schedule,
+    decoding.Greedy,
+    decoding.Sampling,
+    decoding.Beam,
     LocalTask,
+    Partitioner,
     prompt_inits.random_init,
     prompt_inits.sampled_vocab_init,
     prompt_inits.class_labels_init,

@@ -6,58 +6,21 @@ every process draws the same stream and takes its rows of each batch, so neither
 number of processes nor an interruption changes what is trained on.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import seqio
 import tensorflow as tf
 
-from prompt_tuning import examples
+from prompt_tuning import buckets, examples
 from prompt_tuning.errors import UserError
-from prompt_tuning.feature_converter import (
-    Placement,
-    PromptFeatureConverter,
-    cure,
-)
+from prompt_tuning.feature_converter import Placement, PromptFeatureConverter
+from prompt_tuning.lengths import LengthReport, length_report
 from prompt_tuning.prompts import Prompt
 
 # TensorFlow only reads data; it would otherwise take all memory of JAX's GPU.
 tf.config.set_visible_devices([], "GPU")
 
 FEATURES = ("inputs", "targets")
-
-
-@dataclasses.dataclass(frozen=True)
-class LengthReport:
-    """How the lengths of a split's examples compare with the room for them.
-
-    Attributes:
-      examples: examples that were looked at.
-      complete: whether those are all of the split.
-      inputs_cut: inputs with more text tokens than there is room for.
-      longest_inputs: text tokens of the longest inputs.
-      longest_targets: tokens of the longest targets.
-      inputs_length: text tokens that there is room for.
-    """
-
-    examples: int
-    complete: bool
-    inputs_cut: int
-    longest_inputs: int
-    longest_targets: int
-    inputs_length: int
-
-    def message(self) -> str | None:
-        """One line for the user, if any inputs lose their end."""
-        if not self.inputs_cut:
-            return None
-        return (
-            f"{self.inputs_cut} of {'' if self.complete else 'the first '}"
-            f"{self.examples} inputs lose their end: they are longer than "
-            f"{self.inputs_length} tokens (the longest has {self.longest_inputs}); "
-            "raise TASK_FEATURE_LENGTHS['inputs'] to keep them whole"
-        )
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
@@ -77,19 +40,23 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         start_batch: int,
         shard_info: tuple[int, int],
         report: LengthReport | None,
+        edges: Sequence[int],
     ):
         self.position = start_batch
         self.report = report
         self._name = name
         self._batch_size = batch_size
+        self._edges = edges
         process, count = shard_info
         rows = batch_size // count
         self._rows = slice(process * rows, (process + 1) * rows)
         self._iterator = ds.as_numpy_iterator()
 
     def __next__(self) -> dict[str, np.ndarray]:
-        batch = _next(self._iterator, self._name)
+        batch = examples.following(self._iterator, self._name)
         self.position += 1
+        if self._edges:
+            batch = trim(batch, self._edges)
         return {key: self._finish(key, array) for key, array in batch.items()}
 
     def _finish(self, key: str, array: np.ndarray) -> np.ndarray:
@@ -101,6 +68,21 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:  # [b, ...] -> [rows, ...]
     """Fills a last batch up with rows of zeros, so that one shape is compiled."""
     return np.pad(array, ((0, rows - len(array)), (0, 0)))
+
+
+def trim(
+    batch: Mapping[str, np.ndarray], edges: Sequence[int]
+) -> dict[str, np.ndarray]:  # [B, T] -> [B, edge]
+    """Takes padding off the encoder's rows, up to the edge that the longest fits in.
+
+    Targets keep their length: a loss may be divided by it.
+    """
+    longest = buckets.used(batch["encoder_input_tokens"]).max()
+    length = buckets.fitting(int(longest), edges)
+    return {
+        key: array[:, :length] if key.startswith("encoder_") else array
+        for key, array in batch.items()
+    }
 
 
 def real_rows(batch: Mapping[str, np.ndarray]) -> np.ndarray:  # [B] bool
@@ -126,6 +108,7 @@ def load(
     shard_info: tuple[int, int] = (0, 1),
     drop_remainder: bool = False,
     examples_to_check: int = 10_000,
+    edges: Sequence[int] = (),
 ) -> Batches:
     """Batches of a task or mixture.
 
@@ -148,6 +131,9 @@ def load(
       drop_remainder: whether to leave out a last batch that is not full; it is filled
         up with rows of zeros otherwise (see `real_rows`).
       examples_to_check: how many examples `length_report` looks at first; 0 for none.
+      edges: lengths that the encoder's rows may have, the last of them the full one.
+        Each batch, over all processes, is padded to the smallest that its longest row
+        fits in; none pads to the full length.
 
     Returns:
       An iterator of dicts: ``encoder_input_tokens`` [B, T + P], and [B, S]
@@ -177,65 +163,7 @@ def load(
     ds = converter(ds, {key: task_feature_lengths[key] for key in FEATURES})
     ds = ds.batch(batch_size, drop_remainder=drop_remainder)
     ds = ds.skip(start_batch).prefetch(tf.data.AUTOTUNE)
-    return Batches(ds, name, batch_size, start_batch, shard_info, report)
-
-
-def length_report(
-    provider: seqio.Task | seqio.Mixture,
-    split: str,
-    task_feature_lengths: Mapping[str, int],
-    converter: PromptFeatureConverter,
-    max_examples: int = 10_000,
-) -> LengthReport:
-    """Looks at a split's first examples before anything is trained on them.
-
-    Raises:
-      UserError: the split is empty, targets do not fit, or inputs name positions that
-        their prompt does not have.
-    """
-
-    def measure(example):
-        inputs = example["inputs"]
-        text = tf.reduce_sum(tf.cast(inputs >= 0, tf.int32))
-        # Inserting checks the positions that the inputs name.
-        row = tf.size(converter.insert(inputs, example))
-        return tf.stack([text, tf.size(example["targets"]), row])
-
-    # One more than wanted tells whether these are all.
-    ds = examples.examples(provider, split, task_feature_lengths).take(max_examples + 1)
-    rows = iter(
-        ds.map(measure, num_parallel_calls=tf.data.AUTOTUNE)
-        .batch(512)
-        .as_numpy_iterator()
-    )
-    batches = []
-    while (batch := _next(rows, provider.name, None)) is not None:
-        batches.append(batch)
-    if not batches:
-        raise UserError(
-            f"split {split!r} of {provider.name} is empty: choose another or check "
-            "the task's data"
-        )
-    seen = np.concatenate(batches)
-    lengths = seen[:max_examples]
-    room = converter.text_length(task_feature_lengths["inputs"])
-    report = LengthReport(
-        examples=len(lengths),
-        complete=len(seen) <= max_examples,
-        inputs_cut=int(np.sum(lengths[:, 0] > room)),
-        longest_inputs=int(lengths[:, 0].max()),
-        longest_targets=int(lengths[:, 1].max()),
-        inputs_length=room,
-    )
-    limit = task_feature_lengths["targets"]
-    if report.longest_targets > limit:
-        wanted = {**task_feature_lengths, "targets": report.longest_targets}
-        raise UserError(
-            f"{int(np.sum(lengths[:, 1] > limit))} of {len(lengths)} targets of "
-            f"{provider.name} are longer than {limit} tokens (the longest has "
-            f"{report.longest_targets}): set TASK_FEATURE_LENGTHS={wanted}"
-        )
-    return report
+    return Batches(ds, name, batch_size, start_batch, shard_info, report, edges)
 
 
 def make_converter(
@@ -273,14 +201,3 @@ def make_converter(
     return PromptFeatureConverter(
         prompts, vocab_size, placement, 1 if eos_id is None else eos_id, pack
     )
-
-
-def _next(iterator: Iterator, name: str, *default):
-    """The next element; a row that the converter refuses is the user's to cure."""
-    try:
-        return next(iterator, *default)
-    except tf.errors.InvalidArgumentError as error:
-        advice = cure(error)
-        if advice is None:
-            raise
-        raise UserError(f"{name}: {advice}") from error

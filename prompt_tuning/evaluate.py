@@ -3,27 +3,33 @@
 
 Answers are either ranked, where the task has a label set (the label of the highest
 likelihood wins), or decoded. seqio postprocesses them and computes the metrics.
+Examples are answered in batches of like lengths, so that the cost follows the texts and
+not the room that there is for them.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 import seqio
 
-from prompt_tuning import data, decoding, examples, processes, sharding
+from prompt_tuning import buckets, data, decoding, examples, processes, sharding
 from prompt_tuning.errors import UserError
 from prompt_tuning.feature_converter import PromptFeatureConverter
 from prompt_tuning.model import Model
 from prompt_tuning.types import Array, Params
+
+# The most lengths that batches of a split are padded to: each is one more program.
+MOST_LENGTHS = 4
 
 
 class Answerer:
     """Gives token ids of answers to rows of encoder inputs.
 
     Attributes:
-      labels: the label set that is ranked, or None where answers are decoded.
+      labels: the label set that answers come from, or None where they are free text.
     """
 
     def __init__(
@@ -32,29 +38,51 @@ class Answerer:
         vocabulary: seqio.Vocabulary,
         *,
         labels: Sequence[str] | None = None,
-        strategy: "decoding.Strategy | None" = None,
+        strategy: Callable[..., decoding.Strategy] | None = None,
+        max_decode_len: int = 32,
+        seed: int = 0,
         mesh: jax.sharding.Mesh | None = None,
     ):
-        """Ranks ``labels`` if there are any, else decodes by ``strategy``.
+        """Ranks ``labels`` or, given a ``strategy``, has it search among them.
+
+        Without labels the strategy decodes free text; it is greedy by default. It is
+        made of ``max_decode_len`` and ``eos_id``, by `decoding.Beam` for instance. What
+        it draws follows from ``seed``: the same batches in the same order get the same
+        answers.
 
         With a ``mesh`` the rows are spread over its devices. Several processes need
         one; each is given all rows, works on its share and gets all answers.
 
         Raises:
-          UserError: a label has pieces outside the vocabulary.
+          UserError: a label has pieces outside the vocabulary, or is longer than what
+            the strategy decodes.
         """
         self.labels = None if labels is None else list(labels)
         self._mesh = mesh
+        self._ranks = self.labels is not None and strategy is None
         if self.labels is not None:
             self._label_ids = label_tokens(self.labels, vocabulary)  # [C, S]
+        if self._ranks:
             self._rank = jax.jit(model.rank)
-        else:
-            strategy = strategy or decoding.Greedy(
-                max_decode_len=32, eos_id=vocabulary.eos_id
+            return
+        chosen = (strategy or decoding.Greedy)(
+            max_decode_len=max_decode_len, eos_id=vocabulary.eos_id
+        )
+        self._trie = None
+        if self.labels is not None:
+            self._trie = decoding.LabelTrie.build(
+                [self._label_ids], chosen.max_decode_len, chosen.eos_id
             )
-            self._predict = jax.jit(
-                lambda params, tokens: model.predict(params, tokens, strategy)[0]
+        self._calls = itertools.count()
+
+        def predict(params, tokens, call, constraint):
+            key = jax.random.fold_in(jax.random.key(seed), call)
+            decoded, _ = model.predict(
+                params, tokens, chosen, key, constraint=constraint
             )
+            return decoded[:, -1]
+
+        self._predict = jax.jit(predict)
 
     def scores(self, params: Params, tokens: np.ndarray) -> Array:  # [B, C]
         """Log-likelihood of every label."""
@@ -63,9 +91,15 @@ class Answerer:
 
     def answer(self, params: Params, tokens: np.ndarray) -> np.ndarray:  # [B, S]
         """Token ids of the best answers."""
-        if self.labels is None:
-            decoded = self._predict(params, self._spread(tokens))
-            return np.asarray(processes.whole(decoded))[: len(tokens), -1]
+        if not self._ranks:
+            constraint = None
+            if self._trie is not None:
+                constraint = self._trie.rows([0] * len(tokens))
+                constraint = constraint.replace(nodes=self._spread(constraint.nodes))
+            decoded = self._predict(
+                params, self._spread(tokens), next(self._calls), constraint
+            )
+            return np.asarray(processes.whole(decoded))[: len(tokens)]
         best = np.argmax(np.asarray(self.scores(params, tokens)), axis=-1)
         return self._label_ids[best]
 
@@ -151,13 +185,12 @@ class Evaluator:
 
     def __call__(self, params: Params) -> Evaluation:
         """Answers every example and computes the metrics."""
-        answers: dict[int, np.ndarray] = {}
+        answers: list[list[np.ndarray]] = []  # of each task in turn
 
         def predict(dataset) -> list[tuple[int, list[int]]]:
-            for indices, tokens in _padded(dataset, self._batch_size):
-                rows = self._answerer.answer(params, tokens)
-                answers.update(zip(indices, rows))
-            return [(i, row.tolist()) for i, row in sorted(answers.items())]
+            rows = self._answers(params, dataset)
+            answers.append(rows)
+            return [(i, row.tolist()) for i, row in enumerate(rows)]
 
         future, _ = self._evaluator.evaluate(
             compute_metrics=True, step=0, predict_fn=predict
@@ -169,14 +202,31 @@ class Evaluator:
                 value = getattr(value, "value", value)
                 key = name if len(results) == 1 else f"{task.name}/{name}"
                 metrics[key] = float(value)
-        texts = [
-            self._vocabulary.decode(row.tolist()) for _, row in sorted(answers.items())
-        ]
+        texts = [self._vocabulary.decode(row.tolist()) for row in answers[0]]
         return Evaluation(metrics, texts, self._targets)
 
+    def _answers(self, params: Params, dataset) -> list[np.ndarray]:  # N of [S]
+        """Answers to a task's enumerated examples, in their order."""
+        rows = dataset.as_numpy_iterator()
+        tokens = np.stack([row["encoder_input_tokens"] for _, row in rows])
+        found: dict[int, np.ndarray] = {}
+        for part in batches_by_length(tokens, self._batch_size):
+            batch = data.pad_rows(tokens[part.indices, : part.length], self._batch_size)
+            answers = self._answerer.answer(params, batch)
+            found.update(zip(part.indices.tolist(), answers))
+        return [found[i] for i in range(len(tokens))]
 
-def _padded(dataset, batch_size: int) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Indices and full batches of encoder tokens; rows past the indices are padding."""
-    for indices, features in dataset.batch(batch_size).as_numpy_iterator():
-        tokens = data.pad_rows(features["encoder_input_tokens"], batch_size)
-        yield indices.tolist(), tokens
+
+def batches_by_length(tokens: np.ndarray, rows: int) -> list[buckets.Group]:
+    """Batches of encoder rows of like lengths, of at most `MOST_LENGTHS` shapes.
+
+    A further shape has to save 5 % of all positions and at least a batch of them.
+
+    Args:
+      tokens: padded rows: [N, T].
+      rows: rows of a batch.
+    """
+    lengths = buckets.used(tokens)
+    longest = np.sort(lengths)[::-1][::rows]
+    gain = max(0.05, 1 / len(longest))
+    return buckets.groups(lengths, buckets.edges_for(longest, MOST_LENGTHS, gain), rows)

@@ -4,13 +4,14 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import seqio
 import tensorflow as tf
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.feature_converter import PROMPT_INDEX
+from prompt_tuning.feature_converter import PROMPT_INDEX, cure
 
 Provider = seqio.Task | seqio.Mixture
 
@@ -88,6 +89,22 @@ def examples(
         raise UserError(
             f"seqio cannot read {provider.name}: {one_line(error)}"
         ) from error
+
+
+def following(iterator: Iterator[Any], name: str, *default: Any) -> Any:
+    """The next element of converted examples, or ``default`` behind the last.
+
+    Raises:
+      UserError: the converter refuses a row, which is the user's to cure.
+      StopIteration: there is none, and no default.
+    """
+    try:
+        return next(iterator, *default)
+    except tf.errors.InvalidArgumentError as error:
+        advice = cure(error)
+        if advice is None:
+            raise
+        raise UserError(f"{name}: {advice}") from error
 
 
 def vocab_size(vocabulary: seqio.Vocabulary, name: str) -> int:

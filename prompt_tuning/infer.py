@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from prompt_tuning import decoding, task_data
+from prompt_tuning import task_data
 from prompt_tuning.checkpoints import prompt_file
 from prompt_tuning.evaluate import Answerer
 from prompt_tuning.feature_converter import PromptFeatureConverter
@@ -56,7 +56,7 @@ def answer_texts(
         model,
         vocabulary,
         labels=labels,
-        strategy=decoding.Greedy(max_decode_len, eos_id=vocabulary.eos_id),
+        max_decode_len=max_decode_len,
     )
     rows: list[dict[str, Any]] = []
     batches = task_data.text_batches(

@@ -9,12 +9,14 @@ and norm statistics are computed in float32 whatever the activations' dtype.
 import functools
 import operator
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prompt_tuning import quantization
 from prompt_tuning.errors import UserError
 from prompt_tuning.types import Array, DType, Initializer
 
@@ -53,6 +55,9 @@ def mask_to_bias(mask: Array, dtype: DType) -> Array:
 class Dense(nn.Module):
     """A linear map without bias: ``[..., in] -> [..., features]``.
 
+    A ``kernel_scale`` beside the kernel multiplies the outputs: the kernel is an int8
+    one then (see `quantization`).
+
     Attributes:
       features: width of the output.
       axes: logical axes of the kernel ``[in, features]``.
@@ -76,7 +81,11 @@ class Dense(nn.Module):
         # On rows of tokens rather than [B, T, in]: the CPU's weight gradient is three
         # times faster, and no other backend minds.
         rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
+        # Every dtype of computation holds the integers of an int8 kernel exactly.
         y = jnp.dot(rows, kernel.astype(self.dtype))
+        if self.has_variable("params", quantization.SCALE):
+            scale = self.get_variable("params", quantization.SCALE)
+            y = (y.astype(jnp.float32) * scale).astype(self.dtype)
         return y.reshape(*x.shape[:-1], self.features)
 
 
@@ -149,12 +158,21 @@ class Attention(nn.Module):
     (cross-attention: projected once from the encoder's output). A first call with
     ``decode=True`` on full-length inputs creates both, the following calls take one
     token.
+
+    Attributes:
+      num_heads: heads N.
+      head_dim: width D of a head.
+      dropout_rate: of the attention weights.
+      dtype: dtype of the computation; the softmax is float32.
+      fused: an implementation of `jax.nn.dot_product_attention` ('cudnn', 'xla') to
+        use where there is no cache; None computes the products here.
     """
 
     num_heads: int
     head_dim: int
     dropout_rate: float
     dtype: DType
+    fused: Literal["cudnn", "xla"] | None = None
 
     @nn.compact
     def __call__(
@@ -199,19 +217,55 @@ class Attention(nn.Module):
             summand = mask_to_bias(mask, self.dtype)
         if bias is not None:
             summand = bias if summand is None else summand + bias
-        logits = jnp.einsum("bqnd,bknd->bnqk", query, key)
-        if summand is not None:
-            logits = logits + summand
-        weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(self.dtype)
-        # T5 drops whole columns of attention: the mask is shared by all queries.
-        weights = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(
-            weights, deterministic=deterministic
-        )
-        y = jnp.einsum("bnqk,bknd->bqnd", weights, value)
+        if self.fused is not None and not decode:
+            self._check_fused(query.shape[1], key.shape[1], deterministic)
+            y = jax.nn.dot_product_attention(
+                query, key, value, summand, scale=1.0, implementation=self.fused
+            )
+        else:
+            logits = jnp.einsum("bqnd,bknd->bnqk", query, key)
+            if summand is not None:
+                logits = logits + summand
+            weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(self.dtype)
+            # T5 drops whole columns of attention: the mask is shared by all queries.
+            weights = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(
+                weights, deterministic=deterministic
+            )
+            y = jnp.einsum("bnqk,bknd->bqnd", weights, value)
         y = y.reshape(*y.shape[:-2], joined)
         return Dense(
             width, ("joined_kv", "embed"), self.dtype, attention_kernel_init, name="out"
         )(y)
+
+    def _check_fused(self, queries: int, keys: int, deterministic: bool) -> None:
+        """Refuses what the fused kernel cannot compute.
+
+        Raises:
+          UserError: one thing that is in its way, and what to set.
+        """
+        if self.dropout_rate > 0 and not deterministic:
+            raise UserError(
+                f"attention={self.fused!r} has no dropout of attention weights; set "
+                "DROPOUT_RATE to 0.0 or T5Config.attention to 'einsum'"
+            )
+        if self.fused != "cudnn":
+            return
+        if jax.default_backend() != "gpu":
+            raise UserError(
+                "attention='cudnn' needs an NVIDIA GPU, and this is a "
+                f"{jax.default_backend().upper()}; set T5Config.attention to 'einsum'"
+            )
+        if self.dtype not in ("bfloat16", "float16"):
+            raise UserError(
+                f"attention='cudnn' computes in 16 bits, not in {self.dtype}; set "
+                "ACTIVATION_DTYPE to 'bfloat16' or T5Config.attention to 'einsum'"
+            )
+        if queries % 2 or keys % 2:
+            raise UserError(
+                f"attention='cudnn' needs an even number of tokens, not {queries}; "
+                "change the length of inputs or of the prompt by one, or set "
+                "T5Config.attention to 'einsum'"
+            )
 
     def _memorize(self, project_kv: Callable[[], tuple[Array, Array]]):
         """Keys and values of the encoder's output, projected by the first call only."""

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cross entropy as T5X computes it: z-loss, label smoothing, normalisation by name."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.types import Array, Batch
+from prompt_tuning.types import Array, Batch, PyTree
 
 # What a loss may be divided by, beside a number or None (a plain sum over tokens).
 NORMALIZING_FACTORS = (
@@ -46,6 +48,45 @@ def cross_entropy(
         loss = loss - entropy
     z_term = z_loss * jnp.square(log_z)
     return loss + z_term, z_term
+
+
+def by_chunks(
+    function: Callable[..., PyTree], size: int, *arrays: Array
+) -> PyTree:  # [B, S, ...] each
+    """Applies a function to pieces of the target axis, one after the other.
+
+    What the function makes on its way, such as logits, is there for one piece at a
+    time, in the backward pass too, which makes it anew. The axis of rows is left whole,
+    so that it stays spread over devices.
+
+    Args:
+      function: of arrays [B, s, ...] to arrays [B, s, ...], each position for itself.
+      size: the most positions of a piece; with S or more there is one, and nothing is
+        made anew.
+      *arrays: what is cut, [B, S, ...] each.
+
+    Returns:
+      What ``function(*arrays)`` returns.
+    """
+    rows, length = arrays[0].shape[:2]
+    if size >= length:
+        return function(*arrays)
+    count = -(-length // size)
+    size = -(-length // count)
+
+    def cut(array: Array) -> Array:  # [B, S, ...] -> [pieces, B, s, ...]
+        rest = array.shape[2:]
+        padding = [(0, 0), (0, count * size - length), *[(0, 0)] * len(rest)]
+        pieces = jnp.pad(array, padding).reshape(rows, count, size, *rest)
+        return jnp.moveaxis(pieces, 1, 0)
+
+    def join(pieces: Array) -> Array:
+        array = jnp.moveaxis(pieces, 0, 1)
+        return array.reshape(rows, count * size, *array.shape[3:])[:, :length]
+
+    # A scan keeps the pieces apart, which `prevent_cse` would do at a cost.
+    again = jax.checkpoint(lambda parts: function(*parts), prevent_cse=False)
+    return jax.tree.map(join, jax.lax.map(again, tuple(map(cut, arrays))))
 
 
 def weights_and_divisor(

@@ -5,7 +5,7 @@ The labels of these rules are the only place that decides what is differentiated
 the optimizer sees, what is saved and what stays in full precision.
 """
 
-from prompt_tuning import trees
+from prompt_tuning import quantization, trees
 from prompt_tuning.errors import UserError
 from prompt_tuning.types import Params
 
@@ -28,6 +28,29 @@ def rules_of(method: str) -> trees.Rules:
     if method not in RULES:
         raise UserError(f"no method is called {method!r}; choose {', '.join(RULES)}")
     return RULES[method]
+
+
+def weights_dtype(method: str, frozen_dtype: str) -> str:
+    """What a method keeps the base model's weights in.
+
+    Args:
+      method: a key of `RULES`.
+      frozen_dtype: what is asked for frozen weights.
+
+    Returns:
+      ``frozen_dtype``, or 'float32' where the method tunes the weights themselves.
+
+    Raises:
+      UserError: weights that are tuned are asked for in int8.
+    """
+    if trees.first_match(rules_of(method), "token_embedder/embedding") == FROZEN:
+        return frozen_dtype
+    if frozen_dtype == quantization.INT8:
+        raise UserError(
+            f"method {method!r} tunes the weights themselves, which int8 cannot hold; "
+            "set FROZEN_DTYPE to 'auto'"
+        )
+    return "float32"
 
 
 def split(params: Params, rules: trees.Rules) -> tuple[dict, dict]:

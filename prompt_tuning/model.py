@@ -2,14 +2,19 @@
 """The tuned model: loss, scores and predictions as pure functions of parameters."""
 
 import dataclasses
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning import decoding, losses
+from prompt_tuning import decoding, losses, sharding
 from prompt_tuning.network import Transformer
 from prompt_tuning.types import Array, Batch, Params, PyTree
+
+# Where chunks of logits begin to be worth their second computation (see
+# benchmarks/loss_chunk.py).
+LOGIT_BYTES = 2**27
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +30,15 @@ class Model:
       z_loss: weight of the z-loss.
       label_smoothing: probability taken off the target.
       loss_normalizing_factor: see `losses.weights_and_divisor`.
+      max_logit_bytes: the most logits that loss and scores hold at a time on a device,
+        if one position of all rows is no more than that.
     """
 
     network: Transformer
     z_loss: float = 1e-4
     label_smoothing: float = 0.0
     loss_normalizing_factor: str | float | None = None
+    max_logit_bytes: int = LOGIT_BYTES
 
     def init(self, key: Array) -> Params:
         """Random parameters, float32, without partitioning metadata."""
@@ -50,6 +58,11 @@ class Model:
         self, params: Params, batch: Batch, dropout_rng: Array | None = None
     ) -> Array:  # [B, S, V]
         """Teacher-forced logits; dropout is on where an rng is given."""
+        return self._apply(params, batch, dropout_rng, logits=True)
+
+    def _apply(
+        self, params: Params, batch: Batch, dropout_rng: Array | None, *, logits: bool
+    ) -> Array:  # [B, S, V], or [B, S, H] without logits
         return self.network.apply(
             {"params": params},
             batch["encoder_input_tokens"],
@@ -59,7 +72,30 @@ class Model:
             decoder_segment_ids=batch.get("decoder_segment_ids"),
             enable_dropout=dropout_rng is not None,
             rngs={} if dropout_rng is None else {"dropout": dropout_rng},
+            logits=logits,
         )
+
+    def _over_targets(
+        self,
+        of_logits: Callable[[Array, Array], PyTree],
+        params: Params,
+        batch: Batch,
+        dropout_rng: Array | None = None,
+    ) -> PyTree:  # [B, S] each
+        """A function of logits [B, s, V] and targets [B, s], for all targets [B, S]."""
+        hidden = self._apply(params, batch, dropout_rng, logits=False)
+
+        def of_hidden(hidden: Array, targets: Array) -> PyTree:
+            logits = self.network.apply({"params": params}, hidden, method="logits")
+            return of_logits(logits, targets)
+
+        # While a program for several devices is traced, shapes are those of all.
+        mesh = jax.sharding.get_abstract_mesh().shape
+        rows = hidden.shape[0] / mesh.get(sharding.DATA, 1)
+        width = self.network.config.vocab_size / mesh.get(sharding.MODEL, 1)
+        size = max(1, int(self.max_logit_bytes / (4 * rows * width)))
+        targets = batch["decoder_target_tokens"]
+        return losses.by_chunks(of_hidden, size, hidden, targets)
 
     def loss(
         self,
@@ -83,31 +119,36 @@ class Model:
           configured), ``token_loss`` (the plain sum over target tokens), ``correct``
           (tokens predicted right) and ``weight`` (target tokens).
         """
-        logits = self.logits(params, batch, dropout_rng)
-        targets = batch["decoder_target_tokens"]
+
+        def of_logits(logits: Array, targets: Array) -> tuple[Array, Array, Array]:
+            token_loss, token_z_loss = losses.cross_entropy(
+                logits,
+                targets,
+                z_loss=self.z_loss,
+                label_smoothing=self.label_smoothing,
+            )
+            return token_loss, token_z_loss, jnp.argmax(logits, axis=-1) == targets
+
+        token_loss, token_z_loss, correct = self._over_targets(
+            of_logits, params, batch, dropout_rng
+        )
         weights, own_divisor = losses.weights_and_divisor(
             batch, self.loss_normalizing_factor
         )
         divisor = own_divisor if divisor is None else divisor
-        token_loss, token_z_loss = losses.cross_entropy(
-            logits, targets, z_loss=self.z_loss, label_smoothing=self.label_smoothing
-        )
         loss = jnp.sum(token_loss * weights) / divisor
         counted = weights > 0
-        correct = (jnp.argmax(logits, axis=-1) == targets) & counted
         return loss, {
             "loss": loss,
             "z_loss": jnp.sum(token_z_loss * weights) / divisor,
             "token_loss": jnp.sum(token_loss * counted),
-            "correct": jnp.sum(correct),
+            "correct": jnp.sum(correct & counted),
             "weight": jnp.sum(counted),
         }
 
     def score(self, params: Params, batch: Batch) -> Array:  # [B]
         """Log-likelihood of every row's targets (for rank classification)."""
-        token_loss, _ = losses.cross_entropy(
-            self.logits(params, batch), batch["decoder_target_tokens"]
-        )
+        token_loss, _ = self._over_targets(losses.cross_entropy, params, batch)
         weights, _ = losses.weights_and_divisor(batch, None)
         return -jnp.sum(token_loss * weights, axis=-1)
 
@@ -115,17 +156,25 @@ class Model:
         self,
         params: Params,
         encoder_input_tokens: Array,  # [B, T]
-        label_tokens: Array,  # [C, S], padded with 0
+        label_tokens: Array,  # [C, S] or [B, C, S], padded with 0
     ) -> Array:  # [B, C]
-        """Log-likelihood of every label for every row, encoding each row once."""
+        """Log-likelihood of every label for every row, encoding each row once.
+
+        Args:
+          params: the parameters.
+          encoder_input_tokens: the inputs; prompts are among their ids.
+          label_tokens: the labels, the same for all rows or each row's own. A label of
+            padding only is none: it fills up the label set of a row that has fewer than
+            its neighbours, and scores minus infinity.
+        """
         variables = {"params": params}
         encoded = self.network.apply(
             variables, encoder_input_tokens, enable_dropout=False, method="encode"
         )
         rows = encoder_input_tokens.shape[0]
 
-        def score(label: Array) -> Array:  # [S] -> [B]
-            targets = jnp.broadcast_to(label, (rows, label.shape[0]))
+        def score(label: Array) -> Array:  # [S] or [B, S] -> [B]
+            targets = jnp.broadcast_to(label, (rows, label.shape[-1]))
             inputs = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
             logits = self.network.apply(
                 variables,
@@ -137,9 +186,12 @@ class Model:
                 method="decode",
             )
             loss, _ = losses.cross_entropy(logits, targets)
-            return -jnp.sum(loss * (targets > 0), axis=-1)
+            counted = targets > 0
+            log_likelihood = -jnp.sum(loss * counted, axis=-1)
+            return jnp.where(jnp.any(counted, axis=-1), log_likelihood, -jnp.inf)
 
-        return jax.lax.map(score, label_tokens).T
+        # The labels' axis in front: [C, S] or [C, B, S].
+        return jax.lax.map(score, jnp.moveaxis(label_tokens, -2, 0)).T
 
     def predict(
         self,
@@ -148,6 +200,7 @@ class Model:
         strategy: decoding.Strategy,
         rng: Array | None = None,
         decoder_prefix: Array | None = None,  # [B, Q]
+        constraint: decoding.Constraint | None = None,
     ) -> tuple[Array, Array]:  # [B, K, S] int32, [B, K]
         """Decodes every row; the best of its K decodes is the last.
 
@@ -160,12 +213,13 @@ class Model:
           strategy: `decoding.Greedy`, `decoding.Sampling` or `decoding.Beam`.
           rng: key for sampling.
           decoder_prefix: tokens that the decodes begin with, padded with 0.
+          constraint: the labels that rows may write; see `decoding.LabelTrie.rows`.
 
         Returns:
           The tokens, 0 after the end token, and their scores.
         """
         batch, count = encoder_input_tokens.shape[0], strategy.num_decodes
-        forced = decoding.forced_tokens(decoder_prefix, batch, strategy)
+        forced = decoding.forced_tokens(decoder_prefix, batch, strategy, constraint)
         encoded = self.network.apply(
             {"params": params},
             encoder_input_tokens,
@@ -201,4 +255,6 @@ class Model:
             )
             return logits[:, 0], changed["cache"]
 
-        return strategy(tokens_to_logits, empty["cache"], forced, rng)
+        return decoding.decode(
+            strategy, tokens_to_logits, empty["cache"], forced, rng, constraint
+        )

@@ -47,6 +47,9 @@ class T5Config:
       remat: what the backward pass recomputes: 'none', 'dots' (keep matrix products),
         'full' (keep layer boundaries only).
       unroll: layers that one iteration of the scan holds.
+      attention: how the encoder attends: 'einsum', or 'cudnn' for the fused kernel of
+        NVIDIA GPUs (16-bit activations, an even number of tokens, no dropout). The
+        decoder, whose rows are short, always does by 'einsum'.
     """
 
     vocab_size: int
@@ -64,9 +67,12 @@ class T5Config:
     dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1
+    attention: str = "einsum"
 
     def __post_init__(self):
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        if self.attention not in ("einsum", "cudnn"):
+            raise UserError(f"attention={self.attention!r} is not 'einsum' or 'cudnn'")
         if self.remat != "none" and self.remat not in REMAT_POLICIES:
             raise UserError(
                 f"remat={self.remat!r} is not one of 'none', 'dots', 'full'"
@@ -93,7 +99,12 @@ class Block(nn.Module):
         cfg = self.config
         norm = lambda name: layers.RMSNorm(cfg.dtype, name=name)
         attention = lambda name: layers.Attention(
-            cfg.num_heads, cfg.head_dim, cfg.dropout_rate, cfg.dtype, name=name
+            cfg.num_heads,
+            cfg.head_dim,
+            cfg.dropout_rate,
+            cfg.dtype,
+            "cudnn" if cfg.attention == "cudnn" and not self.has_memory else None,
+            name=name,
         )
         dropout = lambda y: nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(
             y, deterministic=self.deterministic
@@ -122,6 +133,13 @@ class Stack(nn.Module):
 
     config: T5Config
     is_decoder: bool
+
+    def setup(self):
+        cfg = self.config
+        if self.is_decoder and not cfg.logits_via_embedding:
+            self.logits_dense = layers.Dense(
+                cfg.vocab_size, ("embed", "vocab"), jnp.float32
+            )
 
     @nn.compact
     def __call__(
@@ -165,14 +183,9 @@ class Stack(nn.Module):
         )(x, mask, bias, memory, memory_mask)
         if self.is_decoder:
             y = layers.RMSNorm(cfg.dtype, name="decoder_norm")(x)
-            y = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(
+            return nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(
                 y, deterministic=deterministic
             )
-            if cfg.logits_via_embedding:
-                return y
-            return layers.Dense(
-                cfg.vocab_size, ("embed", "vocab"), jnp.float32, name="logits_dense"
-            )(y)
         y = layers.RMSNorm(cfg.dtype, name="encoder_norm")(x)
         return nn.Dropout(cfg.dropout_rate)(y, deterministic=deterministic)
 
@@ -259,8 +272,12 @@ class Transformer(nn.Module):
         enable_dropout: bool = True,
         decode: bool = False,
         max_decode_length: int | None = None,
+        logits: bool = True,
     ) -> Array:  # [B, S, V] float32
-        """Runs the decoder; with ``decode`` one token at a time (see `Attention`)."""
+        """Runs the decoder; with ``decode`` one token at a time (see `Attention`).
+
+        Without ``logits`` it ends at the hidden states [B, S, H] that `logits` takes.
+        """
         del decoder_positions  # Relative positions need none.
         if decode:
             if encoder_segment_ids is not None:
@@ -283,7 +300,7 @@ class Transformer(nn.Module):
                 memory_mask &= layers.segment_mask(
                     decoder_segment_ids, encoder_segment_ids
                 )
-        y = self.decoder(
+        hidden = self.decoder(
             self._embed(decoder_input_tokens),
             mask,
             encoded,
@@ -292,7 +309,13 @@ class Transformer(nn.Module):
             decode=decode,
             max_decode_length=max_decode_length,
         )
-        return self.token_embedder.attend(y) if self.config.logits_via_embedding else y
+        return self.logits(hidden) if logits else hidden
+
+    def logits(self, hidden: Array) -> Array:  # [B, S, H] -> [B, S, V] float32
+        """The output layer: what `decode` does last."""
+        if self.config.logits_via_embedding:
+            return self.token_embedder.attend(hidden)
+        return self.decoder.logits_dense(hidden)
 
     def __call__(
         self,
@@ -306,8 +329,9 @@ class Transformer(nn.Module):
         *,
         enable_dropout: bool = True,
         decode: bool = False,
+        logits: bool = True,
     ) -> Array:  # [B, S, V] float32
-        """Teacher-forced logits."""
+        """Teacher-forced logits, or the hidden states before them (see `decode`)."""
         del encoder_positions
         encoded = self.encode(
             encoder_input_tokens, encoder_segment_ids, enable_dropout=enable_dropout
@@ -322,4 +346,5 @@ class Transformer(nn.Module):
             decoder_positions,
             enable_dropout=enable_dropout,
             decode=decode,
+            logits=logits,
         )

@@ -2,17 +2,25 @@
 """Several processes that run one program: who joins, who writes, what all agree on.
 
 Every process runs the same commands on its own devices. Process 0 alone writes files
-and prints; what it decides or fails at is told to the others, so that none goes on, or
-waits, alone. In a single process all of this costs nothing.
+and prints; what it decides or fails at is told to the others, and a process that fails
+at anything else ends the others as it ends, so that none goes on, or waits, alone. In a
+single process all of this costs nothing.
 """
 
+import atexit
+import contextlib
 import json
 import os
+import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+
+# The coordination service that JAX's processes share has no public door to its keys.
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from prompt_tuning.errors import UserError
@@ -33,6 +41,12 @@ SLURM_STEP = (
 TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 # Texts are exchanged in blocks, since each length is a program to compile.
 BLOCK = 1024
+# Under this key a process that fails says so; every process looks now and then, and
+# waits for the others' looks before it ends.
+FAILURE = "prompt_tuning/failure"
+LOOK_EVERY = 1.0  # seconds
+LAST_WORDS = 5.0
+_leaving = threading.Lock()
 
 
 def several(environ: Mapping[str, str] = os.environ) -> bool:
@@ -82,6 +96,23 @@ def join() -> None:
             f"cannot join the other processes of the run ({reason}); set {ADDRESS}, "
             f"{COUNT} and {INDEX} in each of them, or {COUNT}=1 to run alone"
         ) from error
+    _watch()
+
+
+def leave(code: int, reason: str, trace: str = "") -> None:
+    """Ends this process after a failure, and the others of its run with it.
+
+    They would wait for it in the next collective operation, and it for them as it
+    exits, until JAX gives up after minutes. Does nothing in a single process.
+
+    Args:
+      code: the exit code of all of them.
+      reason: what process 0 prints of it if it was another that failed.
+      trace: what this process prints before it ends.
+    """
+    if jax.distributed.is_initialized():
+        sys.stderr.write(trace)
+        _leave(code, {"code": code, "process": jax.process_index(), "reason": reason})
 
 
 def count() -> int:
@@ -151,6 +182,56 @@ def whole(array: Array | np.ndarray) -> Array | np.ndarray:
     if array.is_fully_replicated:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def _watch() -> None:
+    """Looks for failures of other processes until this one has exited in good order."""
+    client, done = distributed.global_state.client, threading.Event()
+
+    def look() -> None:
+        while not done.wait(LOOK_EVERY):
+            try:
+                told = client.key_value_try_get(FAILURE)
+            except jax.errors.JaxRuntimeError as error:
+                if "NOT_FOUND" in str(error):
+                    continue
+                return  # The service is gone; JAX ends this process for that.
+            failure = json.loads(told)
+            if failure["process"] == jax.process_index():
+                return
+            if is_first():
+                print(
+                    f"prompt-tuning: process {failure['process']} failed: "
+                    f"{failure['reason']}",
+                    file=sys.stderr,
+                )
+            _leave(failure["code"], None)
+
+    def finish() -> None:
+        # Waits for the others, of which one may still fail.
+        jax.distributed.shutdown()
+        done.set()
+        watcher.join()
+
+    watcher = threading.Thread(target=look, name="failures of others", daemon=True)
+    watcher.start()
+    atexit.register(finish)
+
+
+def _leave(code: int, failure: Mapping[str, Any] | None) -> None:
+    _leaving.acquire()  # For good: of two threads that leave one is enough.
+    client = distributed.global_state.client
+    # Another process may have failed before this one, and one may not answer any more.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        if failure is not None:
+            client.key_value_set(FAILURE, json.dumps(failure))
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        # Process 0 keeps the keys; it must not go before the others have looked.
+        client.wait_at_barrier(FAILURE, int(1000 * LAST_WORDS))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # An orderly exit would wait for the others, and they for this one.
+    os._exit(code)
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:

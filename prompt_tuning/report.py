@@ -123,6 +123,11 @@ class Log:
             text = ", ".join(f"{k} {v:.4f}" for k, v in self._shown.items())
             say(f"step {step}: {text}")
 
+    def pace(self, step: int, values: Mapping[str, float]) -> None:
+        """Records `prefetch.Pace`, apart from what a repeated run gives again."""
+        if values:
+            self._write("pace", step, values)
+
     def evaluated_steps(self) -> list[int]:
         """Steps whose evaluation is on record."""
         return [r["step"] for r in self._records if r["split"] == "validation"]

@@ -6,13 +6,13 @@ Prompts and their optimizer state are whole on every device.
 """
 
 import contextlib
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from prompt_tuning import processes, trees
@@ -26,28 +26,50 @@ Rules = Sequence[tuple[str, str | None]]
 def make_mesh(
     num_partitions: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """A mesh with the axes ``data`` and ``model``.
+    """A mesh with the axes ``data`` and ``model``, laid out for the devices' network.
 
     Args:
       num_partitions: devices that one copy of the model is cut over.
       devices: by default all devices of all processes.
 
     Raises:
-      UserError: ``num_partitions`` does not divide the number of devices.
+      UserError: ``num_partitions`` does not divide the number of devices of a slice.
     """
     devices = jax.devices() if devices is None else list(devices)
-    if num_partitions < 1 or len(devices) % num_partitions:
+    slices = by_slice(devices)
+    size = len(slices[0])
+    if num_partitions < 1 or size % num_partitions:
         raise UserError(
-            f"{num_partitions} model partitions do not divide {len(devices)} devices; "
-            f"set NUM_PARTITIONS to {_nearest(num_partitions, len(devices))}"
+            f"{num_partitions} model partitions do not divide {size} devices; "
+            f"set NUM_PARTITIONS to {_nearest(num_partitions, size)}"
         )
-    return jax.make_mesh(
-        (len(devices) // num_partitions, num_partitions),
-        (DATA, MODEL),
-        # Flax's logical partitioning leaves the inside of a program to the compiler.
-        axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=devices,
-    )
+    shape = (size // num_partitions, num_partitions)
+    # An axis of a physical torus may have to be cut between the two axes of the mesh.
+    if len(slices) > 1:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            shape, (len(slices), 1), devices, allow_split_physical_axes=True
+        )
+    else:
+        grid = mesh_utils.create_device_mesh(
+            shape, devices, allow_split_physical_axes=True
+        )
+    return mesh_of(grid)
+
+
+def by_slice(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
+    """The devices of each TPU slice; devices of other kinds count as one."""
+    tpus = devices[0].platform == "tpu"
+    index = lambda device: getattr(device, "slice_index", 0) if tpus else 0
+    return [
+        [device for device in devices if index(device) == number]
+        for number in sorted({index(device) for device in devices})
+    ]
+
+
+def mesh_of(grid: np.ndarray) -> Mesh:  # [data, model] of devices
+    """The mesh of devices that already lie in its shape."""
+    # Flax's logical partitioning leaves the inside of a program to the compiler.
+    return Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def logical_axis_rules(
@@ -120,12 +142,11 @@ def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
     for name, rows in batch.items():
         total = rows.shape[0] * hosts
         if total % parts:
-            below = total // parts * parts
             raise UserError(
                 f"{total} rows of {name} do not divide over {parts} devices; "
-                f"set BATCH_SIZE to {f'{below} or ' if below else ''}{below + parts}"
+                f"set BATCH_SIZE to {nearest_multiples(total, parts)}"
             )
-    if _shares_rows(mesh):
+    if shares_rows(mesh):
         # Rows go to processes that did not draw them.
         return {
             name: spread_rows(np.concatenate(processes.gather(rows)), mesh)
@@ -136,6 +157,16 @@ def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
         name: jax.make_array_from_process_local_data(sharding, rows)
         for name, rows in batch.items()
     }
+
+
+def shares_rows(mesh: Mesh) -> bool:
+    """Whether devices of several processes hold the same rows of a batch.
+
+    They do where one copy of the model is cut over devices of several processes.
+    `shard_batch` is a collective operation there.
+    """
+    holders = [{device.process_index for device in row} for row in mesh.devices]
+    return any(len(row) > 1 for row in holders)
 
 
 def spread_rows(rows: np.ndarray, mesh: Mesh) -> Array:  # [b, ...] -> [B, ...]
@@ -184,19 +215,10 @@ def partitioned(mesh: Mesh, rules: Rules) -> Iterator[None]:
         yield
 
 
-def _shares_rows(mesh: Mesh) -> bool:
-    """Whether devices of several processes hold the same rows of a batch.
-
-    They do where one copy of the model is cut over more devices than a process has.
-    """
-    holders = [{device.process_index for device in row} for row in mesh.devices]
-    return any(len(row) > 1 for row in holders)
-
-
 def _check_divides(
     abstract_boxed: Params, specs: Params, shardings: Params, mesh: Mesh
 ) -> None:
-    sizes: dict[str, int] = {}  # of the logical axes that are spread over `model`
+    cut: dict[str, set[int]] = {DATA: set(), MODEL: set()}  # sizes that are spread
     bad: dict[str, str] = {}
     logical, placed = trees.flatten(specs), trees.flatten(shardings)
     for leaf_name, leaf in trees.flatten(nn.meta.unbox(abstract_boxed)).items():
@@ -204,21 +226,42 @@ def _check_divides(
         for size, axis, mesh_axis in axes:
             if mesh_axis is None:
                 continue
-            if mesh_axis == MODEL:
-                sizes[axis] = size
+            cut[mesh_axis].add(size)
             if size % mesh.shape[mesh_axis]:
                 bad[axis] = f"{axis} {size} over {mesh.shape[mesh_axis]} ({mesh_axis})"
     if bad:
-        common = math.gcd(mesh.size, *sizes.values())
+        fits = lambda parts: (
+            not any(
+                size % over
+                for over, sizes in (
+                    (parts, cut[MODEL]),
+                    (mesh.size // parts, cut[DATA]),
+                )
+                for size in sizes
+            )
+        )
+        choice = _nearest(mesh.shape[MODEL], mesh.size, fits)
         raise UserError(
             f"the model does not divide over the devices: {', '.join(bad.values())}; "
-            f"set NUM_PARTITIONS to {_nearest(mesh.shape[MODEL], common)}"
+            + (
+                f"set NUM_PARTITIONS to {choice}"
+                if choice
+                else "set PARAMETER_PARTITIONING_DIMS to 1"
+            )
         )
 
 
-def _nearest(wanted: int, number: int) -> str:
+def nearest_multiples(number: int, grain: int) -> str:
+    """The multiples of ``grain`` next below and above a number, as a choice."""
+    below = max(0, number // grain * grain)
+    return f"{f'{below} or ' if below else ''}{below + grain}"
+
+
+def _nearest(
+    wanted: int, number: int, fits: Callable[[int], bool] = lambda divisor: True
+) -> str:
     """The divisors of ``number`` next below and above ``wanted``, as a choice."""
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    divisors = [d for d in range(1, number + 1) if number % d == 0 and fits(d)]
     below = [d for d in divisors if d < wanted][-1:]
     above = [d for d in divisors if d > wanted][:1]
     return " or ".join(str(d) for d in below + above)

@@ -11,6 +11,7 @@ import tensorflow as tf
 from prompt_tuning import data, examples, report
 from prompt_tuning.errors import UserError
 from prompt_tuning.feature_converter import PromptFeatureConverter
+from prompt_tuning.lengths import Fill, LengthReport, length_report
 from prompt_tuning.local_task import LocalTask
 from prompt_tuning.prompts import Prompt
 from prompt_tuning.tasks import features, labels, local_file
@@ -51,9 +52,8 @@ class TaskData:
         self._vocab_size = vocab_size
         self._placement = placement
         self._provider = examples.find(name, module)
-        self.converter = data.make_converter(
-            self._provider, self._lengths, prompts, vocab_size, placement
-        )
+        self.converter = self._converter(pack=False)
+        self._reports: dict[tuple[str, bool], LengthReport] = {}
         self.vocabulary: seqio.Vocabulary = self._provider.output_features[
             "targets"
         ].vocabulary
@@ -70,25 +70,45 @@ class TaskData:
         """Tells a prompt's own vocabulary from others, whatever their names."""
         return features.fingerprint(self.vocabulary)
 
-    def check(self, split: str) -> None:
+    def _converter(self, *, pack: bool) -> PromptFeatureConverter:
+        return data.make_converter(
+            self._provider,
+            self._lengths,
+            self._prompts,
+            self._vocab_size,
+            self._placement,
+            pack,
+        )
+
+    def check(self, split: str, *, pack: bool = False) -> LengthReport:
         """Refuses a split that cannot be used whole; says which inputs lose their end.
 
+        It looks, and says so, once.
+
         Raises:
-          UserError: see `data.length_report`.
+          UserError: see `lengths.length_report`.
         """
-        found = data.length_report(self._provider, split, self._lengths, self.converter)
-        if message := found.message():
-            report.say(message)
+        if (split, pack) not in self._reports:
+            converter = self._converter(pack=pack)
+            found = length_report(self._provider, split, self._lengths, converter)
+            self._reports[split, pack] = found
+            if message := found.message():
+                report.say(message)
+        return self._reports[split, pack]
 
     def batches(
         self, split: str, batch_size: int, seed: int, *, pack: bool = False
     ) -> Batches:
         """Shuffled batches without end, from any batch on.
 
+        Batches of unpacked rows are padded to one of a few lengths, by their longest
+        row (see `LengthReport.edges`).
+
         Raises:
           UserError: see `data.load`.
         """
-        self.check(split)
+        found = self.check(split, pack=pack)
+        edges = () if pack else found.edges(batch_size)
         return lambda start: data.load(
             self._name,
             split=split,
@@ -103,7 +123,20 @@ class TaskData:
             start_batch=start,
             shard_info=(jax.process_index(), jax.process_count()),
             examples_to_check=0,
+            edges=edges,
         )
+
+    def fill(self, split: str, batch_size: int, *, pack: bool = False) -> Fill:
+        """How full the rows of `batches` are; says it in one line."""
+        found = self.check(split, pack=pack).fill(batch_size, pack=pack)
+        count = round(batch_size * found.examples_per_row)
+        report.say(
+            f"tokens fill {found.encoder:.0%} of the encoder's positions and "
+            f"{found.decoder:.0%} of the decoder's; a batch of {batch_size} "
+            f"{'packed ' if pack else ''}rows holds {'about ' if pack else ''}{count} "
+            "examples"
+        )
+        return found
 
 
 def text_batches(

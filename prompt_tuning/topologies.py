@@ -31,6 +31,9 @@ class Chip:
       usable_gib: what of it the TPU compiler lets a program have; it says so when it
         refuses one ("exceeds available HBM (31.25G)").
       vmem_mib: vector memory, where the compiler keeps arrays that have room.
+      scratch_mib: what kernels may take of it for themselves; programs say so
+        ("used_scoped_memory_configs", of which the largest were 15.6 MB, 31.8 MB and
+        15.9 MB on a v5e, v6e and v5p).
       peak_tflops: peak rate of bfloat16 matrix products.
       slices: shapes that can be had.
       source: the data sheet.
@@ -40,6 +43,7 @@ class Chip:
     hbm_gb: int
     usable_gib: float
     vmem_mib: int
+    scratch_mib: int
     peak_tflops: int
     slices: tuple[str, ...]
     source: str
@@ -54,9 +58,9 @@ _DOCS = "https://cloud.google.com/tpu/docs"
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", 16, 15.75, 128, 197, _TWO_D, f"{_DOCS}/v5e"),
-        Chip("v6e", 32, 31.25, 128, 918, _TWO_D, f"{_DOCS}/v6e"),
-        Chip("v5p", 95, 95.74, 64, 459, _THREE_D, f"{_DOCS}/v5p"),
+        Chip("v5e", 16, 15.75, 128, 16, 197, _TWO_D, f"{_DOCS}/v5e"),
+        Chip("v6e", 32, 31.25, 128, 32, 918, _TWO_D, f"{_DOCS}/v6e"),
+        Chip("v5p", 95, 95.74, 64, 16, 459, _THREE_D, f"{_DOCS}/v5p"),
     )
 }
 
@@ -69,7 +73,7 @@ class Topology:
       name: ``v5e:2x4``, or ``local``.
       num_chips: devices of the slice.
       usable_bytes: memory that a program may use on each.
-      vmem_bytes: vector memory of each; 0 where there is none.
+      vmem_bytes: vector memory of each that arrays may take; 0 where there is none.
       peak_tflops: of each, bfloat16; None where it is not known.
     """
 
@@ -78,6 +82,13 @@ class Topology:
     usable_bytes: int
     vmem_bytes: int
     peak_tflops: float | None
+
+    @property
+    def described(self) -> str:
+        """The devices in the words of a message."""
+        if self.name == LOCAL:
+            return f"this machine's devices ({self.num_chips})"
+        return f"the chips of {self.name} ({self.num_chips})"
 
     @property
     def platform(self) -> str:
@@ -123,7 +134,7 @@ def parse(name: str) -> Topology:
         name,
         _num_chips(shape),
         int(chip.usable_gib * GIB),
-        chip.vmem_mib * 2**20,
+        (chip.vmem_mib - chip.scratch_mib) * 2**20,
         chip.peak_tflops,
     )
 

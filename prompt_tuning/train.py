@@ -22,17 +22,21 @@ import numpy as np
 import optax
 
 from prompt_tuning import methods, plots, processes, report, sharding, trees
-from prompt_tuning.checkpoints import files
 from prompt_tuning.checkpoints.state import Checkpoints
 from prompt_tuning.errors import UserError
 from prompt_tuning.model import Model
+from prompt_tuning.partitioning import Partitioner
+from prompt_tuning.prefetch import Pace, Prefetch
+from prompt_tuning.selection import Best, Selection, host_copy
 from prompt_tuning.step import TrainState, make_train_step
-from prompt_tuning.types import Array, Params, PyTree
+from prompt_tuning.types import Array, Batch, Params, PyTree
 
 # From a batch's number to the batches from there on: what makes a run resumable.
 Batches = Callable[[int], Iterator[Mapping[str, np.ndarray]]]
 # From the tuned and frozen leaves to the validation metrics.
 Evaluate = Callable[[Params, Params], Mapping[str, float]]
+# From a batch as drawn to one on the devices.
+Place = Callable[[Mapping[str, Any]], Batch]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,16 +68,6 @@ class Schedule:
         return step == self.steps or bool(period) and step % period == 0
 
 
-@dataclasses.dataclass
-class Best:
-    """The best evaluation so far and the tuned leaves that gave it."""
-
-    step: int
-    value: float
-    metrics: dict[str, float]
-    tuned: Params
-
-
 @dataclasses.dataclass(frozen=True)
 class Result:
     """What a run ends with.
@@ -85,6 +79,8 @@ class Result:
       metrics: the validation metrics of ``tuned``.
       loss: mean loss per target token over the last log period.
       seconds: wall time of this call.
+      pace: ``steps_per_second`` and ``input_idle``, the share of the time that the
+        devices waited for data (see `prefetch.Pace`); empty after a single step.
     """
 
     tuned: Params
@@ -93,6 +89,7 @@ class Result:
     metrics: dict[str, float]
     loss: float
     seconds: float
+    pace: dict[str, float]
 
 
 def fit(
@@ -107,7 +104,7 @@ def fit(
     model_dir: pathlib.Path | None = None,
     evaluate: Evaluate | None = None,
     num_microbatches: int = 1,
-    mesh: jax.sharding.Mesh | None = None,
+    partitioner: Partitioner | None = None,
     quiet: bool = False,
 ) -> Result:
     """Tunes the leaves that ``rules`` call tuned.
@@ -115,7 +112,7 @@ def fit(
     Args:
       model: network and objective.
       params: all leaves; the frozen ones in the dtype they are to be kept in, already
-        placed on ``mesh`` if one is given.
+        placed by ``partitioner`` if one is given.
       rules: ordered (pattern, 'tuned' | 'frozen') pairs.
       tx: the optimizer of the tuned leaves.
       batches: called with the number of the first batch wanted.
@@ -124,7 +121,7 @@ def fit(
       model_dir: where checkpoints, logs and the plot go; None keeps nothing.
       evaluate: gives the validation metrics of (tuned, frozen) leaves.
       num_microbatches: see `make_train_step`.
-      mesh: devices to spread batches over; must be given to several processes.
+      partitioner: how to spread over devices; must be given to several processes.
       quiet: no progress bar.
 
     Returns:
@@ -136,6 +133,7 @@ def fit(
       RuntimeError: a frozen leaf changed, which would be a defect of this library.
     """
     started = time.monotonic()
+    mesh = None if partitioner is None else partitioner.mesh
     tuned, frozen = methods.split(params, rules)
     frozen_bytes = trees.fingerprint(frozen)
     # A step donates its state's buffers, and the caller's arrays must survive it.
@@ -145,12 +143,14 @@ def fit(
         # An array on one process's device can neither be saved nor meet the others'.
         state = sharding.replicate(state, mesh)
     abstract, places = _places(state)
-    checkpoints, best = None, None
+    selection = Selection(
+        model_dir, schedule.metric, schedule.patience, schedule.keep_last
+    )
+    checkpoints = record = None
     if model_dir is not None:
         checkpoints = Checkpoints(model_dir)
         if checkpoints.latest_step() is not None:
             state, position, record = checkpoints.restore(abstract)
-            best = _read_best(model_dir, record)
             report.say(f"resuming from step {position['batch']} in {model_dir}")
     report.parameter_counts(tuned, frozen)
 
@@ -161,26 +161,24 @@ def fit(
     )
     first = int(state.step)
     log = report.Log(model_dir, schedule.steps, first, quiet=quiet)
+    selection.resume(record, log.evaluated_steps())
+    last = first if selection.is_over else schedule.steps
     pending: list[dict[str, Array]] = []
-    loss, stale, step = math.nan, 0, first
-    if best is not None:
-        stale = sum(step > best.step for step in log.evaluated_steps())
-        stale = processes.agreed(stale)
-    stopped = bool(schedule.patience) and stale >= schedule.patience
-    last = first if stopped else schedule.steps
-    placed = contextlib.nullcontext()
-    if mesh is not None:
-        placed = sharding.partitioned(mesh, sharding.logical_axis_rules())
-    with log, placed:
-        for step, batch in zip(
-            range(first + 1, last + 1), batches(first), strict=False
-        ):
-            if mesh is not None:
-                batch = sharding.shard_batch(batch, mesh)
-            state, metrics = train_step(state, frozen, batch)
+    loss, step = math.nan, first
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(log)
+        if partitioner is not None:
+            stack.enter_context(sharding.partitioned(mesh, partitioner.rules))
+        ahead, late = _placing(mesh)
+        feed = stack.enter_context(Prefetch(batches(first), ahead))
+        pace = Pace(feed)
+        for step, batch in zip(range(first + 1, last + 1), feed, strict=False):
+            state, metrics = train_step(state, frozen, late(batch))
+            pace.step(metrics["loss"])
             pending.append(metrics)
             if schedule.due(step, schedule.log_period):
                 loss = log.training(step, jax.device_get(pending))
+                log.pace(step, pace.lap())
                 pending = []
                 if not math.isfinite(loss):
                     raise UserError(
@@ -189,25 +187,22 @@ def fit(
             else:
                 log.advance(step)
             if evaluate is not None and schedule.due(step, schedule.eval_period):
-                values = processes.agreed(dict(evaluate(state.tuned, frozen)))
-                value = _selection_value(values, schedule.metric)
-                log.validation(step, values)
-                if best is None or value > best.value or schedule.keep_last:
-                    best = Best(step, value, values, _copy(state.tuned))
-                    _write_best(model_dir, best)
-                    stale = 0
-                else:
-                    stale += 1
-                stopped = bool(schedule.patience) and stale >= schedule.patience
+                with pace.paused():
+                    values = processes.agreed(dict(evaluate(state.tuned, frozen)))
+                    selection.consider(step, values, state.tuned)
+                    log.validation(step, values)
             if checkpoints and (
-                stopped or schedule.due(step, schedule.checkpoint_period)
+                selection.is_over or schedule.due(step, schedule.checkpoint_period)
             ):
-                checkpoints.save(step, state, {"batch": step}, _record(best))
-                _drop_other_bests(model_dir, best)
-            if stopped:
+                with pace.paused():
+                    record = selection.record()
+                    checkpoints.save(step, state, {"batch": step}, record)
+                    selection.drop_others()
+            if selection.is_over:
                 report.say(
-                    f"stopped at step {step}: {schedule.patience} evaluations without "
-                    f"a better metric than {best.value:.4f} of step {best.step}"
+                    f"stopped at step {step}: {schedule.patience} evaluations without a "
+                    f"better metric than {selection.best.value:.4f} of step "
+                    f"{selection.best.step}"
                 )
                 break
     if trees.fingerprint(frozen) != frozen_bytes:
@@ -215,7 +210,7 @@ def fit(
     report.say(f"frozen parameters unchanged (sha256 {frozen_bytes[:12]})")
     if model_dir is not None:
         processes.in_first(lambda: plots.learning_curve(model_dir))
-    chosen = best or Best(step, math.nan, {}, _copy(state.tuned))
+    chosen = selection.best or Best(step, math.nan, {}, host_copy(state.tuned))
     return Result(
         tuned=chosen.tuned,
         step=chosen.step,
@@ -223,11 +218,21 @@ def fit(
         metrics=chosen.metrics,
         loss=loss,
         seconds=time.monotonic() - started,
+        pace=pace.run(),
     )
 
 
-def _copy(tree: Params) -> Params:
-    return jax.tree.map(lambda leaf: np.array(processes.whole(leaf)), tree)
+def _placing(mesh: jax.sharding.Mesh | None) -> tuple[Place, Place]:
+    """What puts a batch on the devices: ahead of the step in a thread, or just before.
+
+    Where processes share rows it is a collective operation, which has to come in the
+    same place among those of the step in all of them.
+    """
+    leave = lambda batch: batch
+    if mesh is None:
+        return jax.device_put, leave
+    place = lambda batch: sharding.shard_batch(batch, mesh)
+    return (leave, place) if sharding.shares_rows(mesh) else (place, leave)
 
 
 def _places(state: TrainState) -> tuple[TrainState, PyTree | None]:
@@ -238,50 +243,3 @@ def _places(state: TrainState) -> tuple[TrainState, PyTree | None]:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
     return abstract, jax.tree.map(lambda x: x.sharding, state)
-
-
-def _selection_value(metrics: Mapping[str, float], name: str | None) -> float:
-    if name is None:
-        return float(np.mean(list(metrics.values())))
-    if name not in metrics:
-        raise UserError(
-            f"no metric is called {name!r}; the task reports {', '.join(metrics)}"
-        )
-    return float(metrics[name])
-
-
-def _record(best: Best | None) -> dict[str, Any] | None:
-    """What a checkpoint says of the best evaluation; its leaves lie in a file."""
-    if best is None:
-        return None
-    return {"step": best.step, "value": best.value, "metrics": best.metrics}
-
-
-def _best_file(model_dir: pathlib.Path, step: int) -> pathlib.Path:
-    return pathlib.Path(model_dir) / "best" / f"{step}.safetensors"
-
-
-def _write_best(model_dir: pathlib.Path | None, best: Best) -> None:
-    if model_dir is not None:
-        tensors = {n: np.asarray(x) for n, x in trees.flatten(best.tuned).items()}
-        path = _best_file(model_dir, best.step)
-        processes.in_first(lambda: files.write(path, tensors, {}))
-
-
-def _read_best(model_dir: pathlib.Path, record: Mapping[str, Any] | None):
-    if record is None:
-        return None
-    with files.reading(
-        _best_file(model_dir, record["step"]), "the best parameters of a run"
-    ) as file:
-        tuned = trees.unflatten({n: file.get_tensor(n) for n in file.keys()})  # noqa: SIM118
-    return Best(**record, tuned=tuned)
-
-
-def _drop_other_bests(model_dir: pathlib.Path, best: Best | None) -> None:
-    """Deletes the files that no checkpoint can ask for any more."""
-    if best is not None and processes.is_first():
-        keep = _best_file(model_dir, best.step)
-        for path in keep.parent.glob("*.safetensors"):
-            if path != keep:
-                path.unlink()

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from prompt_tuning import processes
-from prompt_tuning.types import Params, PyTree
+from prompt_tuning.types import Params, PyTree, Shape
 
 Rules = Sequence[tuple[str, str]]
 
@@ -128,13 +128,38 @@ def fingerprint(tree: Params, dtype: Any = None) -> str:
     and hashed as ``dtype`` if one is given. The hash does not depend on where the
     leaves lie; those that several processes share are gathered, so all must call this.
     """
-    digest = hashlib.sha256()
+    digest = Digest()
     for name, leaf in sorted(flatten(tree).items()):
-        array = np.asarray(processes.whole(leaf))
-        array = np.ascontiguousarray(array if dtype is None else array.astype(dtype))
-        digest.update(f"{name}:{array.dtype}:{array.shape};".encode())
-        digest.update(memoryview(array.view(np.uint8).reshape(-1)))
+        array = np.ascontiguousarray(processes.whole(leaf))
+        digest.add(name, dtype or array.dtype, array.shape, [array])
     return digest.hexdigest()
+
+
+class Digest:
+    """A `fingerprint` in the making, for leaves that are not all there at once."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(
+        self, name: str, dtype: Any, shape: Shape, parts: Iterable[np.ndarray]
+    ) -> None:
+        """Takes in a leaf; leaves come in the order of their names.
+
+        Args:
+          name: of the leaf.
+          dtype: what it is hashed as.
+          shape: of the whole leaf.
+          parts: its slices along the first axis, or the leaf as one part.
+        """
+        self._hash.update(f"{name}:{np.dtype(dtype)}:{tuple(shape)};".encode())
+        for part in parts:
+            array = np.ascontiguousarray(part.astype(dtype, copy=False))
+            self._hash.update(memoryview(array.view(np.uint8).reshape(-1)))
+
+    def hexdigest(self) -> str:
+        """The fingerprint of what was added."""
+        return self._hash.hexdigest()
 
 
 def first_match(rules: Iterable[tuple[str, Any]], name: str) -> Any:

@@ -2,17 +2,22 @@
 """Virtual tokens in batches, and the batches of tasks and mixtures."""
 
 import collections
+import dataclasses
 import functools
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
 
-from prompt_tuning import data, examples
+from prompt_tuning import buckets, data, examples, losses, task_data
 from prompt_tuning.errors import UserError
 from prompt_tuning.feature_converter import PROMPT_INDEX, PromptFeatureConverter, cure
+from prompt_tuning.model import Model
+from prompt_tuning.network import Transformer
 from prompt_tuning.prompts import Prompt
 from prompt_tuning.tasks import features, local_file, sources
 from prompt_tuning.template import WHOLE_PROMPT
@@ -240,6 +245,150 @@ def test_a_run_resumes_where_it_stopped(task, pack):
     assert later.position == 5
     np.testing.assert_array_equal(take(whole, 9)[5:], take(later, 4))
     assert later.position == whole.position == 9
+
+
+def words(seed=0, count=40):
+    """Texts of one to twenty tokens."""
+    lengths = np.random.default_rng(seed).integers(1, 20, count)
+    return {"inputs": ["a " * n for n in lengths], "targets": ["yes"] * count}
+
+
+EDGES = (8, 16, 24)
+WORDS = {"task_feature_lengths": {"inputs": 21, "targets": 4}, "batch_size": 2}
+
+
+def test_batches_are_padded_to_the_edge_of_their_longest_row(temporary_task):
+    name = temporary_task("test_data_edges", **words())
+    whole = itertools.islice(load(name, **WORDS), 30)
+    seen = collections.Counter()
+    for full, batch in zip(whole, load(name, edges=EDGES, **WORDS)):
+        length = batch["encoder_input_tokens"].shape[1]
+        seen[length] += 1
+        longest = max(np.count_nonzero(row) for row in full["encoder_input_tokens"])
+        assert length == min(edge for edge in EDGES if edge >= longest)
+        rest = full.pop("encoder_input_tokens")
+        np.testing.assert_array_equal(rest[:, :length], batch["encoder_input_tokens"])
+        for key, array in full.items():
+            np.testing.assert_array_equal(array, batch[key])
+    assert len(seen) == 3
+
+
+def test_processes_and_resumed_runs_pad_alike(temporary_task):
+    name = temporary_task("test_data_alike", **words())
+    options = {**WORDS, "edges": EDGES}
+    whole = take(load(name, **options), 20)
+    # A process whose own row is short pads it for the longest of the other.
+    parts = [take(load(name, shard_info=(i, 2), **options), 20) for i in (0, 1)]
+    for batch, *rows in zip(whole, *parts, strict=True):
+        np.testing.assert_array_equal(batch, np.concatenate(rows))
+    later = take(load(name, start_batch=12, **options), 8)
+    for batch, again in zip(whole[12:], later, strict=True):
+        np.testing.assert_array_equal(batch, again)
+
+
+def test_edges_of_a_split(temporary_task):
+    columns = words(count=200)
+    columns["inputs"].sort()
+    name = temporary_task("test_data_split", **columns)
+    report = load(name, task_feature_lengths={"inputs": 500, "targets": 4}).report
+    edges = report.edges(4)
+    # The few lengths of the batches that were seen, and room for any other.
+    assert edges[-1] == 503 and edges[-2] == report.tokens[:, 0].max() <= 24
+    assert len(edges) <= 4
+    assert report.edges(200) == edges[-2:]
+
+
+def test_fill_counts_tokens_and_positions(temporary_task):
+    name = temporary_task("test_data_fill", **words(count=60))
+    batches = load(name, num_epochs=1, **{**WORDS, "batch_size": 60})
+    report = batches.report
+    found = report.fill(60)
+    batch = data.trim(next(batches), report.edges(60))
+    for side, tokens in [("encoder", "encoder_input"), ("decoder", "decoder_target")]:
+        share = np.mean(batch[f"{tokens}_tokens"] != 0)
+        assert getattr(found, side) == pytest.approx(share)
+    assert found.examples_per_row == 1
+
+
+@pytest.mark.parametrize("targets", [4, 32])
+def test_fill_of_packed_rows(temporary_task, targets):
+    """Counted as seqio packs, whether inputs or targets fill the rows first."""
+    name = temporary_task("test_data_packed", **words(count=200))
+    lengths = {"inputs": 40, "targets": targets}
+    batches = load(
+        name,
+        task_feature_lengths=lengths,
+        pack=True,
+        num_epochs=1,
+        shuffle=False,
+        batch_size=1,
+    )
+    rows = [batch["encoder_input_tokens"] for batch in batches]
+    report = batches.report
+    assert buckets.packed_rows(report.tokens, report.room) == len(rows)
+    found = report.fill(1, pack=True)
+    # The report takes the examples in another order.
+    assert found.encoder == pytest.approx(np.mean(np.stack(rows) != 0), rel=0.05)
+    assert found.examples_per_row == pytest.approx(200 / len(rows), rel=0.05)
+    assert (found.examples_per_row < 2.1) == (targets == 4)
+
+
+def test_a_run_pads_to_edges_and_says_how_full_its_rows_are(temporary_task, capsys):
+    name = temporary_task("test_data_run", **words(count=60))
+    lengths = {"inputs": 500, "targets": 4}
+    task = task_data.TaskData(name, None, None, lengths, ONE, MINI)
+    assert take(task.batches("train", 4, seed=0)(0), 1)[0].shape[1] <= 24
+    found = task.fill("train", 4)
+    line = f"tokens fill {found.encoder:.0%} of the encoder's positions and "
+    assert line in capsys.readouterr().err and found.encoder > 0.5
+
+    packed = task_data.TaskData(
+        name, None, None, {"inputs": 12, "targets": 9}, ONE, MINI
+    )
+    assert take(packed.batches("train", 4, seed=0, pack=True)(0), 1)[0].shape[1] == 12
+    packed.fill("train", 4, pack=True)
+    said = capsys.readouterr().err
+    # Of a packed row the prompt takes its share; that inputs are cut is said once.
+    assert said.count("inputs lose their end: they are longer than 9 tokens") == 1
+    assert "a batch of 4 packed rows holds about " in said
+
+
+def test_packed_batches_of_a_task_equal_unpacked_ones(temporary_task, tiny_config):
+    """Through seqio: the loss, the prompt's gradient and every example's score."""
+    name = temporary_task("test_data_equal", **words(count=12))
+    config = dataclasses.replace(tiny_config, vocab_size=MINI)
+    model = Model(Transformer(config, ONE))
+    params = jax.jit(model.init)(jax.random.key(0))
+
+    @jax.jit
+    def results(batch):
+        def total(prompts):
+            logits = model.logits({**params, "prompts": prompts}, batch)
+            token_loss, _ = losses.cross_entropy(logits, batch["decoder_target_tokens"])
+            token_loss *= batch["decoder_loss_weights"]
+            return jnp.sum(token_loss), token_loss
+
+        return jax.value_and_grad(total, has_aux=True)(params["prompts"])
+
+    def batch_of(**options):
+        options = {"num_epochs": 1, "shuffle": False, "batch_size": 12, **options}
+        return next(load(name, **options))
+
+    separate = batch_of(task_feature_lengths={"inputs": 21, "targets": 4})
+    packed = batch_of(task_feature_lengths={"inputs": 50, "targets": 16}, pack=True)
+    segments = packed["decoder_segment_ids"]
+    assert segments.max() > 2 and data.real_rows(packed).sum() < 7
+    (want_loss, want_scores), want_grads = results(separate)
+    (loss, scores), grads = results(packed)
+    np.testing.assert_allclose(loss, want_loss, rtol=1e-5)
+    bound = 1e-5 * np.abs(want_grads["first"]).max()
+    np.testing.assert_allclose(grads["first"], want_grads["first"], atol=bound, rtol=0)
+    per_example = [
+        float(row[ids == segment].sum())
+        for row, ids in zip(scores, segments)
+        for segment in range(1, ids.max() + 1)
+    ]
+    np.testing.assert_allclose(per_example, want_scores.sum(axis=1), rtol=1e-5)
 
 
 def test_epochs_are_shuffled_anew(temporary_task):

@@ -206,7 +206,7 @@ class Chain:
             "index": jnp.zeros(1, jnp.int32),
         }
         forced = decoding.forced_tokens(prefix, batch, strategy)
-        return strategy(self, cache, forced, rng)
+        return decoding.decode(strategy, self, cache, forced, rng)
 
 
 # Token 1 ends. From the start 2 is likelier than 3; 2 leads to 3, 3 to the end.

@@ -150,5 +150,6 @@ def test_refuses_what_it_cannot_write(tmp_path, tiny_config, tiny_params):
 def test_lengths_must_be_given(capsys):
     arguments = ["export", "--gin_file=models/t5_1_1_mini.gin"]
     arguments += ["--gin.OUTPUT_DIR=never", "--gin.TASK_FEATURE_LENGTHS={'inputs': 8}"]
+    arguments += ["--gin.PROMPT_LENGTH=4"]
     assert cli.main(arguments) == 2
     assert "must give 'inputs' and 'targets'" in capsys.readouterr().err

@@ -17,13 +17,21 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = {
     "vocabulary": ("errors", "types", "processes", "trees"),
     "pure pieces": (
+        "quantization",
         "layers",
         "losses",
         "initializers",
+        "decoding.masks",
+        "decoding.label_trie",
+        "decoding.loop",
+        "decoding.token_by_token",
+        "decoding.beam",
         "decoding",
         "optim",
         "sharding",
+        "partitioning",
         "template",
+        "buckets",
     ),
     "network and methods": ("prompts", "network", "methods"),
     "the tuned model": ("model", "step"),
@@ -52,15 +60,24 @@ LAYERS = {
         "export",
         "prompt_inits",
         "plots",
+        "prefetch",
+        "selection",
         "train",
         "topologies",
-        "plan",
+        "planning",
+        "planning.workload",
+        "planning.flops",
+        "planning.collectives",
+        "planning.lifetimes",
+        "planning.answers",
+        "planning.checks",
         "pretraining",
         "inspect_prompt",
         "inspect_file",
         "local_task",
         "feature_converter",
         "examples",
+        "lengths",
         "data",
         "evaluate",
         "tasks.features",
@@ -75,6 +92,19 @@ LAYERS = {
         "tasks",
         "tasks.local_file",
         "task_data",
+        "encoding",
+        "prompt_table",
+        "prompt_store",
+        "ensemble",
+        "request",
+        "engine",
+        "ensemble_evaluation",
+        "batch_job",
+        "serving",
+        "serving.batcher",
+        "serving.metrics",
+        "serving.app",
+        "serving.server",
         "infer",
         "baselines",
         "t5x_adapter",
@@ -86,6 +116,7 @@ LAYERS = {
         "commands.evaluate",
         "commands.infer",
         "commands.export",
+        "commands.serve",
         "commands.pretrain",
         "commands.plan",
         "config",
@@ -98,8 +129,11 @@ ORDER = [module for layer in LAYERS.values() for module in layer]
 # TensorFlow costs seconds to load: only what reads data may import it, and beside that
 # only what always needs data may import what imports it.
 DATA = {"data", "evaluate", "examples", "feature_converter", "task_data"}
-DATA |= {"t5x_adapter"}
+DATA |= {"encoding", "lengths", "t5x_adapter"}
 NEEDS_DATA = {"baselines", "demo", "infer"}
+NEEDS_DATA |= {"prompt_store", "request", "engine", "batch_job"}
+NEEDS_DATA |= {"ensemble_evaluation"}
+NEEDS_DATA |= {"serving.batcher", "serving.metrics", "serving.app"}
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"}
 GIN = {"config", "cli"}
 LONGEST_MODULE = 450

@@ -126,6 +126,22 @@ def test_attention_is_the_textbooks_without_rescaling(cross):
     np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("bias", [None, random(1, N, Q, Q, seed=8)], ids=["", "bias"])
+def test_fused_attention_is_given_what_ours_computes(bias):
+    """By the implementation that every backend has, values and gradients."""
+    mask = layers.segment_mask(*[jnp.array([[1, 1, 1, 2, 2], [1, 1, 0, 0, 0]])] * 2)
+
+    def outputs(x, attention):
+        y = attention.apply({"params": KERNELS}, x, mask=mask, bias=bias)
+        return jnp.sum(y * random(B, Q, H, seed=9)), y
+
+    both = jax.value_and_grad(outputs, has_aux=True)
+    x = random(B, Q, H, seed=5)
+    found, expected = both(x, ATTENTION.clone(fused="xla")), both(x, ATTENTION)
+    near = {"rtol": 1e-4, "atol": 1e-4}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **near), found, expected)
+
+
 def test_a_query_that_may_attend_to_nothing_is_finite():
     x = random(1, Q, H)
     mask = np.zeros((1, 1, Q, Q), bool)

@@ -105,3 +105,41 @@ def test_an_unknown_factor_lists_those_that_exist():
         ValueError, match="'TOKENS' is neither a number nor one of NUM_"
     ):
         losses.weights_and_divisor(BATCH, "TOKENS")
+
+
+def positions(hidden, targets):
+    """Two results for each position, one of them of more axes."""
+    logits = jnp.tanh(hidden @ jnp.arange(28.0).reshape(4, 7) / 20)
+    loss, _ = losses.cross_entropy(logits, targets)
+    return {"loss": loss, "logits": logits}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 6, 7, 100])
+def test_pieces_of_the_target_axis_give_what_the_whole_gives(size):
+    hidden = np.random.default_rng(1).normal(size=(2, 7, 4)).astype(np.float32)
+    targets = np.arange(14).reshape(2, 7) % 7
+    weights = np.arange(14.0).reshape(2, 7)
+    seen = []
+
+    def watched(hidden, targets):
+        seen.append(hidden.shape)
+        return positions(hidden, targets)
+
+    def total(hidden, function):
+        return jnp.sum(function(hidden)["loss"] * weights)
+
+    chunked = lambda hidden: losses.by_chunks(watched, size, hidden, targets)
+    whole = lambda hidden: positions(hidden, targets)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
+        chunked(hidden),
+        whole(hidden),
+    )
+    # Three pieces of 3, 2 and 2 would be uneven: they are 3, 3 and 3, the last padded.
+    assert set(seen) == {(2, min(7, -(-7 // -(-7 // size))), 4)}
+    np.testing.assert_allclose(
+        jax.grad(total)(hidden, chunked),
+        jax.grad(total)(hidden, whole),
+        rtol=1e-5,
+        atol=1e-6,
+    )

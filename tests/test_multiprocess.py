@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -25,7 +26,9 @@ from prompt_tuning.checkpoints import prompt_file
 from prompt_tuning.commands import common
 from prompt_tuning.errors import UserError
 
-SECONDS = 300
+SECONDS = 900
+# JAX alone takes 100 seconds to miss a process that died, and 300 for one that failed.
+PROMPTLY = 40
 ROWS = np.arange(16, dtype=np.int32)[:, None]  # a batch whose rows tell their numbers
 SLURM = dict.fromkeys(processes.SLURM_STEP, "2")
 
@@ -68,10 +71,27 @@ def refuse(index: int) -> None:
     raise UserError(f"process {index} refuses")
 
 
+def fail_alone(index: int, how: str) -> None:
+    """Process 1 fails, as it is asked to, while process 0 waits for it."""
+    processes.gather(index)
+    if index == 1:
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise UserError("mend it") if how == "user" else ValueError("a defect")
+    processes.gather(index)
+
+
 def work(report_folder: str, *commands: str) -> None:
     """Joins, looks around where that is asked for, and runs commands given as JSON."""
-    processes.join()
     folder = pathlib.Path(report_folder)
+    if (folder / "fail").exists():
+        how = (folder / "fail").read_text()
+        cli.run = lambda words: (
+            processes.join(),
+            fail_alone(jax.process_index(), how),
+        )
+        sys.exit(cli.main([]))
+    processes.join()
     if (folder / "look").exists():
         path = folder / f"seen-{jax.process_index()}.json"
         path.write_text(json.dumps(look_around(folder)))
@@ -86,6 +106,15 @@ def together(
     count: int, devices: int, folder: pathlib.Path, *commands: list[str]
 ) -> list[str]:
     """Runs `work` in several processes and gives what each of them printed."""
+    texts, codes = ended(count, devices, folder, *commands)
+    assert not any(codes), "\n".join([f"exit codes {codes}", *texts])
+    return texts
+
+
+def ended(
+    count: int, devices: int, folder: pathlib.Path, *commands: list[str]
+) -> tuple[list[str], list[int]]:
+    """What each process printed, and its exit code."""
     folder.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -113,20 +142,18 @@ def together(
     end = time.monotonic() + SECONDS
     try:
         while any(process.poll() is None for process in running):
-            # One that failed leaves the others waiting for it.
-            failed = any(process.returncode for process in running)
-            if failed or time.monotonic() > end:
-                time.sleep(5)
+            if time.monotonic() > end:
                 break
+            if any(process.returncode for process in running):
+                # One that fails must not leave the others waiting for it.
+                end = min(end, time.monotonic() + PROMPTLY)
             time.sleep(0.1)
     finally:
         for process in running:
             process.kill()
             process.wait()
     texts = [path.read_text(errors="replace") for path in outputs]
-    codes = [process.returncode for process in running]
-    assert not any(codes), "\n".join([f"exit codes {codes}", *texts])
-    return texts
+    return texts, [process.returncode for process in running]
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +186,10 @@ def arguments(tiny_checkpoint, reviews):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory, arguments):
-    """Two processes with four devices each: two steps, two more, an evaluation."""
+    """Two processes with four devices each.
+
+    Two steps, two more, an evaluation, and a run that stops early.
+    """
     folder = tmp_path_factory.mktemp("pair")
     (folder / "look").touch()
     run = folder / "run"
@@ -170,6 +200,7 @@ def pair(tmp_path_factory, arguments):
         arguments("train", MODEL_DIR=run, TRAIN_STEPS=2),
         arguments("train", MODEL_DIR=run, TRAIN_STEPS=4),
         evaluation(arguments, run, folder / "eval"),
+        patient(arguments, folder / "patient"),
     )
     return folder, texts
 
@@ -181,12 +212,24 @@ def alone(tmp_path_factory, arguments):
     run = folder / "run"
     assert cli.main(arguments("train", MODEL_DIR=run, TRAIN_STEPS=6)) == 0
     assert cli.main(evaluation(arguments, run, folder / "eval")) == 0
+    assert cli.main(patient(arguments, folder / "patient")) == 0
     return folder
 
 
 def evaluation(arguments, run, output) -> list[str]:
     return arguments(
         "eval", PROMPT_FILE=run / "prompt.safetensors", EVAL_OUTPUT_DIR=output
+    )
+
+
+def patient(arguments, run) -> list[str]:
+    """So low a learning rate that no evaluation is better than the first."""
+    return arguments(
+        "train",
+        MODEL_DIR=run,
+        TRAIN_STEPS=20,
+        EARLY_STOPPING_PATIENCE=2,
+        LEARNING_RATE=1e-9,
     )
 
 
@@ -200,7 +243,13 @@ def prompt(run: pathlib.Path) -> np.ndarray:
 
 
 def same_records(found: list[dict], expected: list[dict]) -> None:
-    """Same splits and steps in the same order, and the same numbers within rounding."""
+    """Same splits and steps in the same order, and the same numbers within rounding.
+
+    How fast the steps were is another matter, and how many of them were timed.
+    """
+    found, expected = (
+        [r for r in records if r["split"] != "pace"] for records in (found, expected)
+    )
     assert [list(r) for r in found] == [list(r) for r in expected]
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours["split"], ours["step"]) == (theirs["split"], theirs["step"])
@@ -269,6 +318,40 @@ def test_two_processes_evaluate_as_one_does(pair, alone):
         )
 
 
+def test_two_processes_stop_early_as_one_does(pair, alone):
+    folder, (first, second) = pair
+    assert "stopped at step 6: 2 evaluations without a better metric" in first
+    assert "stopped at step" not in second
+    results = [
+        json.loads((run / "patient" / "results.json").read_text())
+        for run in (folder, alone)
+    ]
+    for found in results:
+        assert (found["best_step"], found["last_step"]) == (2, 6)
+    same_records(*(report.read_metrics(run / "patient") for run in (folder, alone)))
+
+
+@pytest.mark.parametrize(
+    ("how", "codes"),
+    [
+        pytest.param("user", [2, 2], id="user-error"),
+        pytest.param("defect", [1, 1], id="any-other-error"),
+        pytest.param("killed", [1, -signal.SIGKILL], id="killed"),
+    ],
+)
+def test_a_process_that_fails_alone_ends_the_others(tmp_path, how, codes):
+    (tmp_path / "fail").write_text(how)
+    (first, second), found = ended(2, 1, tmp_path)
+    assert found == codes, f"{first}\n{second}"
+    if how == "user":
+        assert "prompt-tuning: process 1 failed: mend it\n" in first
+        assert second.count("prompt-tuning: mend it\n") == 1
+        assert "Traceback" not in first + second
+    if how == "defect":
+        assert "prompt-tuning: process 1 failed: ValueError: a defect\n" in first
+        assert "Traceback" in second
+
+
 def test_one_process_goes_on_where_two_stopped(pair, alone, arguments, tmp_path):
     folder, _ = pair
     shutil.copytree(folder / "run", tmp_path / "run")
@@ -283,7 +366,7 @@ def test_the_first_process_alone_writes_and_prints(pair):
     folder, (first, second) = pair
     # One for each of the two calls of `train`.
     assert len(list((folder / "run" / "tensorboard").iterdir())) == 2
-    assert first.count('"best_step"') == 2 and first.count("resuming from step 2") == 1
+    assert first.count('"best_step"') == 3 and first.count("resuming from step 2") == 1
     for said in ("best_step", "resuming", "parameters", "wrote", "loss", "metrics"):
         assert said in first and said not in second
 

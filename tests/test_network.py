@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompt_tuning import trees
+from prompt_tuning import sharding, trees
+from prompt_tuning.errors import UserError
 from prompt_tuning.model import Model
 from prompt_tuning.network import T5Config, Transformer
 from prompt_tuning.prompts import Prompt
@@ -170,3 +171,195 @@ def test_packed_rows_cannot_be_decoded(tiny_model, tiny_params, tiny_batch):
             decode=True,
             method="decode",
         )
+
+
+def bfloat16_and_batch(config, length: int, **changes):
+    """A bfloat16 model with a prompt of 4, its shapes, two rows with padding."""
+    prompts = (Prompt("p", 4),)
+    params = jax.eval_shape(Model(Transformer(config, prompts)).init, jax.random.key(0))
+    config = dataclasses.replace(config, **{"dtype": "bfloat16", **changes})
+    model = Model(Transformer(config, prompts))
+    tokens = jax.random.randint(jax.random.key(1), (2, length), 2, 256)
+    tokens = tokens.at[:, :4].set(256 + jnp.arange(4)).at[1, 8:].set(0)
+    targets = jax.random.randint(jax.random.key(2), (2, 5), 2, 256)
+    batch = {
+        "encoder_input_tokens": tokens,
+        "decoder_input_tokens": targets,
+        "decoder_target_tokens": targets,
+    }
+    return model, params, batch
+
+
+@pytest.fixture
+def lowered_for_cuda(monkeypatch):
+    """Lets a machine without cuDNN lower programs that use it."""
+    fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    if not hasattr(fused, "check_cudnn_version"):
+        pytest.skip("this version of JAX looks for cuDNN in another way")
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91100)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+
+def test_the_encoder_alone_calls_cudnn_with_logits_as_they_are(
+    lowered_for_cuda, tiny_config
+):
+    model, params, batch = bfloat16_and_batch(tiny_config, 12, attention="cudnn")
+    gradient = jax.jit(jax.grad(lambda params: model.loss(params, batch)[0]))
+    text = gradient.trace(params).lower(lowering_platforms=("cuda",)).as_text()
+    calls = [line for line in text.splitlines() if "@__cudnn$fmha" in line]
+    # The layers of the encoder are one scan forward and one back.
+    assert len(calls) == 2
+    assert "fmhaScaleBiasSoftmaxBackward" in calls[1]
+    for call in calls:
+        assert r"\22fmha_scale\22: 1.0" in call and "tensor<2x4x12x12xbf16>" in call
+
+
+@pytest.mark.parametrize(
+    ("change", "length", "says"),
+    [
+        ({}, 13, "an even number of tokens, not 13"),
+        ({"dtype": "float32"}, 12, "16 bits, not in float32; set ACTIVATION_DTYPE"),
+        ({"dropout_rate": 0.1}, 12, "no dropout of .* set DROPOUT_RATE"),
+    ],
+)
+def test_what_cudnn_cannot_do_is_said_in_one_line(
+    change, length, says, lowered_for_cuda, tiny_config
+):
+    model, params, batch = bfloat16_and_batch(
+        tiny_config, length, attention="cudnn", **change
+    )
+    with pytest.raises(UserError, match=says):
+        jax.eval_shape(model.loss, params, batch, jax.random.key(0))
+
+
+def test_other_machines_refuse_cudnn(tiny_config):
+    if jax.default_backend() == "gpu":
+        pytest.skip("this machine is none of them")
+    model, params, batch = bfloat16_and_batch(tiny_config, 12, attention="cudnn")
+    with pytest.raises(UserError, match="needs an NVIDIA GPU, and this is a CPU"):
+        jax.eval_shape(model.loss, params, batch)
+    with pytest.raises(UserError, match="attention='flash' is not 'einsum' or 'cudnn'"):
+        dataclasses.replace(tiny_config, attention="flash")
+
+
+@pytest.mark.gpu
+def test_cudnn_computes_what_einsum_computes(tiny_config):
+    def computed(attention):
+        model, _, batch = bfloat16_and_batch(tiny_config, 12, attention=attention)
+        params = jax.jit(model.init)(jax.random.key(0))
+        gradient = jax.jit(jax.grad(lambda params: model.loss(params, batch)[0]))
+        logits = jax.jit(model.logits)(params, batch)
+        return logits, gradient(params)["prompts"]["p"]
+
+    for einsum, cudnn in zip(computed("einsum"), computed("cudnn"), strict=True):
+        largest = float(jnp.max(jnp.abs(einsum)))
+        np.testing.assert_allclose(cudnn, einsum, rtol=0.02, atol=0.02 * largest)
+
+
+OBJECTIVES = {
+    "plain": {},
+    "all at once": {
+        "z_loss": 0.01,
+        "label_smoothing": 0.1,
+        "loss_normalizing_factor": "AVERAGE_PER_SEQUENCE",
+    },
+}
+
+
+def packed(batch):
+    """Two segments a row, and weights that are neither 0 nor 1."""
+    columns = jnp.arange(6)
+    return {
+        **batch,
+        "encoder_segment_ids": jnp.tile(1 + (jnp.arange(10) > 3), (3, 1)),
+        "decoder_segment_ids": jnp.tile(1 + (columns > 2), (3, 1)),
+        "decoder_loss_weights": batch["decoder_loss_weights"] * (1 + columns / 4),
+    }
+
+
+@pytest.mark.parametrize(
+    ("positions", "objective", "tied"),
+    [(4, "plain", False), (1, "all at once", False), (2, "all at once", True)],
+)
+def test_chunks_of_logits_change_no_number(
+    positions, objective, tied, tiny_config, tiny_params, tiny_batch
+):
+    network = Transformer(dataclasses.replace(tiny_config, logits_via_embedding=tied))
+    params = trees.flatten(tiny_params)
+    if tied:
+        del params["decoder/logits_dense/kernel"]
+    params = trees.unflatten(params)
+    batch = packed(tiny_batch) if objective == "all at once" else tiny_batch
+    found = []
+    for limit in (2**30, 4 * 256 * 3 * positions):
+        model = Model(network, **OBJECTIVES[objective], max_logit_bytes=limit)
+        value = jax.value_and_grad(model.loss, has_aux=True)
+        score = jax.jit(model.score)(params, batch)
+        found.append((*jax.jit(value)(params, batch), score))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), *found
+    )
+
+
+def logit_positions(function, *args) -> int:
+    """The most positions whose logits an array in a traced program holds."""
+    most = 0
+
+    def visit(jaxpr):
+        nonlocal most
+        for eqn in jaxpr.eqns:
+            for var in eqn.outvars:
+                shape = var.aval.shape
+                if len(shape) >= 3 and shape[-1] == 256:
+                    most = max(most, int(np.prod(shape[:-1])))
+            for inner in jax.core.jaxprs_in_params(eqn.params):
+                visit(inner)
+
+    visit(jax.make_jaxpr(function)(*args).jaxpr)
+    return most
+
+
+def test_no_program_holds_more_logits_than_the_limit(
+    tiny_config, tiny_params, tiny_batch
+):
+    for positions in (1, 2, 6):
+        limit = 4 * 256 * 3 * positions + 100
+        model = Model(Transformer(tiny_config), max_logit_bytes=limit)
+        gradient = jax.grad(
+            lambda params, model=model: model.loss(params, tiny_batch)[0]
+        )
+        assert logit_positions(gradient, tiny_params) == 3 * positions
+        score = lambda params, model=model: model.score(params, tiny_batch)
+        assert logit_positions(score, tiny_params) == 3 * positions
+    # The least there is: one position of every row.
+    model = Model(Transformer(tiny_config), max_logit_bytes=1)
+    assert logit_positions(lambda p: model.score(p, tiny_batch), tiny_params) == 3
+
+
+def test_the_limit_is_that_of_one_device(tiny_config, tiny_params, tiny_batch):
+    batch = {name: jnp.tile(rows, (4, 1))[:8] for name, rows in tiny_batch.items()}
+    model = Model(Transformer(tiny_config), max_logit_bytes=4 * 256 * 8)
+    gradient = jax.grad(lambda params: model.loss(params, batch)[0])
+    assert logit_positions(gradient, tiny_params) == 8
+    mesh = sharding.make_mesh(2)
+    with sharding.partitioned(mesh, sharding.logical_axis_rules()):
+        # Four devices share the rows and two the vocabulary: all of 6 targets fit.
+        fresh = jax.grad(lambda params: model.loss(params, batch)[0])
+        assert logit_positions(fresh, tiny_params) == 8 * 6
+
+
+def test_chunks_on_a_mesh_gather_no_rows(tiny_config, tiny_params, tiny_batch):
+    batch = {name: jnp.tile(rows, (4, 1))[:8] for name, rows in tiny_batch.items()}
+    model = Model(Transformer(tiny_config), max_logit_bytes=4 * 256)
+    mesh = sharding.make_mesh(1)
+    expected = jax.jit(model.loss)(tiny_params, batch)
+    with sharding.partitioned(mesh, sharding.logical_axis_rules()):
+        placed = sharding.shard_batch(batch, mesh)
+        params = sharding.replicate(tiny_params, mesh)
+        loss = jax.jit(lambda params, batch: model.loss(params, batch))
+        program = loss.lower(params, placed).compile()
+        found = program(params, placed)
+    assert "all-gather" not in program.as_text()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected
+    )

@@ -263,6 +263,37 @@ def test_packed_rows_equal_separate_rows():
     np.testing.assert_allclose(per_example, want_token_loss.sum(axis=1), rtol=1e-5)
 
 
+@pytest.mark.parametrize("factor", [None, *losses.NORMALIZING_FACTORS])
+def test_packing_changes_the_loss_by_the_count_of_positions_alone(factor):
+    """Each kind of divisor counts what its name says, wherever the targets lie."""
+    packed = make_batch([[0, 1], [2, 3]], 24, 9)
+    model = Model(MODEL.network, loss_normalizing_factor=factor)
+    loss = lambda batch: float(model.loss(PARAMS, batch)[0])
+    ratio = 1.0
+    if factor == "NUM_TOTAL_TARGET_TOKENS":
+        sizes = [batch["decoder_target_tokens"].size for batch in (BATCH, packed)]
+        ratio = sizes[0] / sizes[1]
+        assert ratio != 1
+    np.testing.assert_allclose(loss(packed), ratio * loss(BATCH), rtol=1e-5)
+
+
+def test_padding_that_is_left_out_changes_nothing():
+    """What `data.trim` does to a batch; the targets keep their padding."""
+    wide = make_batch([[0], [1], [2], [3]], 40, TARGETS)
+    trimmed = {
+        name: value[:, :13] if name.startswith("encoder_") else value
+        for name, value in wide.items()
+    }
+    assert (trimmed["encoder_input_tokens"] != 0).sum() == (
+        wide["encoder_input_tokens"] != 0
+    ).sum()
+    loss, token_loss, grads = prompt_gradient(TUNED, trimmed)
+    want_loss, want_token_loss, want_grads = prompt_gradient(TUNED, wide)
+    np.testing.assert_allclose(loss, want_loss, rtol=1e-6)
+    np.testing.assert_allclose(token_loss, want_token_loss, rtol=1e-5, atol=1e-6)
+    assert_close(grads, want_grads)
+
+
 def test_a_mixed_batch_gives_each_prompt_the_gradient_of_its_rows_alone():
     _, token_loss, mixed = prompt_gradient(TUNED, BATCH)
     alone = {name: 0.0 for name in mixed}

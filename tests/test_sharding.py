@@ -2,7 +2,9 @@
 """Many devices compute what one computes, and T5X's rules are T5X's rules."""
 
 import contextlib
+import dataclasses
 import json
+import math
 
 import flax.linen as nn
 import jax
@@ -60,6 +62,12 @@ def tune(model: Model, params, batch: dict, mesh=None, dims: tuple[int, int] = (
     if mesh is not None:
         shardings = sharding.param_shardings(model.abstract_params(), mesh, rules)
         params = jax.device_put(params, shardings)
+        if dims[1] == 2:
+            # Every kernel is cut over all devices.
+            kernel = params["encoder"]["layers"]["mlp"]["wi_0"]["kernel"]
+            assert math.prod(kernel.sharding.shard_shape(kernel.shape)) * 8 == (
+                kernel.size
+            )
         batch = sharding.shard_batch(batch, mesh)
         context = sharding.partitioned(mesh, rules)
     tuned, frozen = methods.split(params, methods.RULES["prompt_tuning"])
@@ -81,9 +89,15 @@ def alone(prompted, params, batch):
 @pytest.mark.parametrize(
     ("partitions", "dims"),
     [
+        pytest.param(1, (1, 1), id="8x1", marks=pytest.mark.slow),
         pytest.param(2, (1, 1), id="4x2"),
-        pytest.param(4, (1, 1), id="2x4"),
-        pytest.param(2, (2, 2), id="4x2-both-dims-2", marks=pytest.mark.slow),
+        pytest.param(4, (1, 1), id="2x4", marks=pytest.mark.slow),
+        pytest.param(1, (1, 2), id="8x1-parameters-2d"),
+        pytest.param(2, (1, 2), id="4x2-parameters-2d", marks=pytest.mark.slow),
+        pytest.param(4, (1, 2), id="2x4-parameters-2d"),
+        pytest.param(2, (2, 1), id="4x2-activations-2d", marks=pytest.mark.slow),
+        pytest.param(2, (2, 2), id="4x2-both-2d", marks=pytest.mark.slow),
+        pytest.param(4, (2, 2), id="2x4-both-2d"),
     ],
 )
 def test_a_mesh_computes_what_one_device_computes(
@@ -190,6 +204,20 @@ def test_a_model_that_does_not_divide_is_refused_before_it_is_allocated():
     assert "heads 6 over 4 (model)" in message
     assert "mlp" not in message
     assert message.endswith("set NUM_PARTITIONS to 2")
+
+
+def test_a_width_that_does_not_divide_over_data_names_what_does(prompted):
+    config = dataclasses.replace(prompted.network.config, emb_dim=36)
+    rules = sharding.logical_axis_rules(parameter_partitioning_dims=2)
+    shapes = Model(Transformer(config)).abstract_params()
+    with pytest.raises(
+        UserError, match=r"embed 36 over 8 \(data\); .*PARTITIONS to 2$"
+    ):
+        sharding.param_shardings(shapes, sharding.make_mesh(1), rules)
+    config = dataclasses.replace(config, emb_dim=33)
+    shapes = Model(Transformer(config)).abstract_params()
+    with pytest.raises(UserError, match="set PARAMETER_PARTITIONING_DIMS to 1$"):
+        sharding.param_shardings(shapes, sharding.make_mesh(2), rules)
 
 
 def test_unknown_partitioning_dims_are_refused():

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop: resuming, choosing the best, stopping early, guarding the frozen part."""
 
+import itertools
 import json
+import threading
+import time
 
 import jax
 import numpy as np
@@ -73,6 +76,40 @@ def test_resumed_equals_uninterrupted_to_the_last_bit(prompted, tmp_path):
         return [r for r in report.read_metrics(folder) if r["split"] == "train"]
 
     assert training(whole) == training(parts) and len(training(whole)) == 6
+
+
+def test_late_data_are_on_record(prompted, tmp_path):
+    model, params, batches = prompted
+
+    def slow(start):
+        for batch in batches(start):
+            time.sleep(0.2)
+            yield batch
+
+    schedule = train.Schedule(8, log_period=4)
+    quick = run(prompted, schedule)
+    late = run((model, params, slow), schedule, tmp_path)
+    assert 0 <= quick.pace["input_idle"] < 1
+    # Two batches are drawn while the first step is compiled, five in the 7 steps after.
+    assert 0.1 < late.pace["input_idle"] < 1
+    assert late.pace["steps_per_second"] < 7 / (5 * 0.2)
+    for name, leaf in trees.flatten(quick.tuned).items():
+        np.testing.assert_array_equal(leaf, trees.flatten(late.tuned)[name])
+    records = [r for r in report.read_metrics(tmp_path) if r["split"] == "pace"]
+    assert [r["step"] for r in records] == [4, 8]
+    assert all(0 < r["input_idle"] < 1 for r in records)
+
+
+def test_broken_data_end_the_run_as_they_are(prompted):
+    model, params, batches = prompted
+
+    def broken(start):
+        yield from itertools.islice(batches(start), 2)
+        raise UserError("row 3 is broken")
+
+    with pytest.raises(UserError, match="^row 3 is broken$"):
+        run((model, params, broken), train.Schedule(4))
+    assert not [t for t in threading.enumerate() if t.name == "prefetch"]
 
 
 def test_the_best_step_is_kept_not_the_last(prompted, tmp_path):

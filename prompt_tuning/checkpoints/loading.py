@@ -5,17 +5,19 @@ Loading is loud: every gap between the checkpoint and the network is named, all 
 and nothing is ever filled with random numbers.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
+import functools
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
 import numpy as np
 
-from prompt_tuning import optim, trees
+from prompt_tuning import optim, quantization, trees
 from prompt_tuning.checkpoints import layout, model_file
 from prompt_tuning.checkpoints.source import Source
 from prompt_tuning.errors import UserError
@@ -24,8 +26,11 @@ from prompt_tuning.types import Params
 
 READERS = 4
 TILE = 64
+# A model is known by its weights in this dtype, whatever they are kept in.
+HASHED = model_file.DTYPES["bfloat16"]
 # What a run may choose for itself, whatever the checkpoint was trained with.
-FREE = {"dropout_rate", "dtype", "remat", "unroll"}
+FREE = {"attention", "dropout_rate", "dtype", "remat", "unroll"}
+T = TypeVar("T")
 
 
 def load_params(
@@ -33,19 +38,22 @@ def load_params(
     abstract_params: Params,
     dtype: str,
     shardings: Params | None = None,
+    digest: trees.Digest | None = None,
 ) -> dict[str, Any]:
     """Reads a model, one tensor at a time, and places it on the devices.
 
     On the host there is never more than one stacked leaf, and the few tensors that are
-    being read, beside what is placed there.
+    being read, beside what is placed there. Kernels are quantised tensor by tensor.
 
     Args:
       source: the checkpoint.
       abstract_params: names and shapes to expect, as `Model.abstract_params` gives
-        them, boxed or not; prompts among them are left out.
-      dtype: 'float32' or 'bfloat16', of the parameters in memory.
+        them, boxed or not; prompts among them are left out. With int8 kernels, as of
+        `quantization.quantize_abstract`, these are what is read into.
+      dtype: 'float32' or 'bfloat16', of the other parameters in memory.
       shardings: where each leaf goes (see `sharding.param_shardings`); by default on
         the default device.
+      digest: takes in the weights as they are in the checkpoint, rounded to bfloat16.
 
     Returns:
       The network's parameters under our names.
@@ -55,26 +63,40 @@ def load_params(
         are missing, unused or of another shape are listed.
     """
     target = model_file.find_dtype(dtype)
+    leaves = trees.flatten(nn.meta.unbox(abstract_params))
+    made = {quantization.scale_name(name) for name in leaves if _is_int8(leaves[name])}
     wanted = {
         name: leaf
-        for name, leaf in trees.flatten(nn.meta.unbox(abstract_params)).items()
-        if not re.fullmatch(optim.PROMPT, name)
+        for name, leaf in leaves.items()
+        if name not in made and not re.fullmatch(optim.PROMPT, name)
     }
     _check_fit(source, layout.shapes(wanted))
     place = {} if shardings is None else trees.flatten(shardings)
     loaded = {}
     # Several at a time: tensors may be compressed, or a round trip to the cloud away.
     with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-        for name, leaf in wanted.items():
+        for name, leaf in sorted(wanted.items()):
+            if _is_int8(leaf):
+                scale = quantization.scale_name(name)
+                arrays = {
+                    name: np.empty(leaf.shape, np.int8),
+                    scale: np.empty(leaves[scale].shape, np.float32),
+                }
+                read = _read_quantized
+            else:
+                arrays = {name: np.empty(leaf.shape, target)}
+                read = _read
             layers = layout.layer_names(name, leaf.shape)
-            array = np.empty(leaf.shape, target)
-            slices = [array] if layers is None else array
-            list(
-                pool.map(
-                    lambda a, b: _fill(a, source.read(b)), slices, layers or [name]
-                )
+            slices = [arrays.values()] if layers is None else zip(*arrays.values())
+            tensors = _ahead(
+                pool, functools.partial(read, source), layers or [name], slices
             )
-            loaded[name] = _place(array, place.get(name))
+            if digest is None:
+                collections.deque(tensors, maxlen=0)
+            else:
+                digest.add(name, HASHED, leaf.shape, tensors)
+            for name, array in arrays.items():
+                loaded[name] = _place(array, place.get(name))
     return trees.unflatten(loaded)
 
 
@@ -94,6 +116,41 @@ def check_sizes(source: Source, config: T5Config) -> None:
             f"the checkpoint {source.path} is of another architecture: "
             f"{', '.join(other)}; choose the model file of its size"
         )
+
+
+def _is_int8(leaf: jax.ShapeDtypeStruct) -> bool:
+    return leaf.dtype == np.int8
+
+
+def _ahead(
+    pool: concurrent.futures.Executor, read: Callable[..., T], *arguments: Iterable
+) -> Iterator[T]:
+    """What `read` returns, in order, with a few calls ahead of the one asked for."""
+    running: collections.deque[concurrent.futures.Future[T]] = collections.deque()
+    for each in zip(*arguments, strict=True):
+        running.append(pool.submit(read, *each))
+        if len(running) > READERS:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
+
+
+def _read(source: Source, name: str, into: Iterable[np.ndarray]) -> np.ndarray:
+    """Reads a tensor; returns it as it was put in its place."""
+    (array,) = into
+    _fill(array, source.read(name))
+    return array
+
+
+def _read_quantized(
+    source: Source, name: str, into: Iterable[np.ndarray]
+) -> np.ndarray:
+    """Reads a kernel and quantises it; returns it as it was, for a digest."""
+    weights, scale = into
+    kernel = np.empty(weights.shape, np.float32)
+    _fill(kernel, source.read(name))
+    weights[...], scale[...] = quantization.quantize(kernel)
+    return kernel.astype(HASHED)
 
 
 def _fill(array: np.ndarray, tensor: np.ndarray) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import pathlib
 import shutil
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,7 @@ from prompt_tuning.types import PyTree
 FOLDER = "checkpoints"
 # Orbax renames a folder into place last; this file is in every one that is complete.
 COMPLETE = "_CHECKPOINT_METADATA"
+REMOVALS = 20  # attempts, a tenth of a second apart
 
 
 class Checkpoints:
@@ -198,8 +200,14 @@ class Checkpoints:
     def _remove_unfinished(self, step: int) -> None:
         if not processes.is_first():
             return
-        for folder in self.folder.glob(f"{step}.*tmp*"):
-            shutil.rmtree(folder, ignore_errors=True)
+        # Orbax reports the first failure while its other writers are still at work, and
+        # they make their folders again.
+        for _ in range(REMOVALS):
+            for folder in self.folder.glob(f"{step}.*tmp*"):
+                shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(0.1)
+            if not any(self.folder.glob(f"{step}.*tmp*")):
+                break
         for folder in (self.folder, self.folder.parent):
             with contextlib.suppress(OSError):
                 folder.rmdir()  # Only where empty: made for this checkpoint.

@@ -16,6 +16,7 @@ from prompt_tuning import processes, report, sharding, trees
 from prompt_tuning.base import BaseModel
 from prompt_tuning.checkpoints import files, prompt_file, prompt_formats
 from prompt_tuning.errors import UserError
+from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.prompts import Prompt
 from prompt_tuning.types import Params
 
@@ -52,6 +53,23 @@ def attach(
         prompts = sharding.replicate(prompts, source.mesh)
     params = trees.merge(source.params, prompts)
     return (prompt,), params, card
+
+
+def check_eval_batch(rows: int, partitioner: Partitioner) -> None:
+    """Says it where rows of an evaluation's batches are padding on every device.
+
+    Raises:
+      UserError: there are no rows.
+    """
+    if rows < 1:
+        raise UserError(f"EVAL_BATCH_SIZE={rows} must be 1 or more")
+    shards = partitioner.mesh.shape[sharding.DATA]
+    if missing := -rows % shards:
+        report.say(
+            f"EVAL_BATCH_SIZE={rows} does not divide over {shards} data shards: batches "
+            f"get {missing} empty rows; set it to "
+            f"{sharding.nearest_multiples(rows, shards)} to waste none"
+        )
 
 
 def versions() -> dict[str, str]:

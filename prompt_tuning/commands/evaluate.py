@@ -2,15 +2,16 @@
 """``eval``: the metrics of a prompt, or of a model alone, on a split of a task."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from prompt_tuning import base, processes
+from prompt_tuning import base, decoding, processes
 from prompt_tuning.checkpoints import prompt_file as prompt_card
 from prompt_tuning.commands.common import (
     RESULTS_FILE,
     OnStart,
     attach,
+    check_eval_batch,
     versions,
     writable_folder,
     write_json,
@@ -19,6 +20,7 @@ from prompt_tuning.commands.common import (
 from prompt_tuning.local_task import LocalTask
 from prompt_tuning.model import Model
 from prompt_tuning.network import T5Config, Transformer
+from prompt_tuning.partitioning import Partitioner
 
 
 def evaluate(
@@ -32,9 +34,12 @@ def evaluate(
     local_task: LocalTask | None = None,
     split: str = "test",
     batch_size: int = 64,
+    strategy: Callable[..., decoding.Strategy] | None = None,
+    seed: int = 0,
     output_dir: str | None = None,
     frozen_dtype: str = "auto",
     activation_dtype: str = "auto",
+    partitioner: Partitioner | None = None,
     force: bool = False,
     on_start: OnStart | None = None,
 ) -> dict[str, Any]:
@@ -51,9 +56,14 @@ def evaluate(
       local_task: files to register as the task, if it is not a module's.
       split: split to evaluate on.
       batch_size: rows of a batch.
+      strategy: makes the strategy from ``max_decode_len``, the length of targets, and
+        ``eos_id``, such as `decoding.Beam`. None ranks labels, and is greedy where
+        there are none; a strategy searches among the labels in place of ranking them.
+      seed: for strategies that draw.
       output_dir: where ``results.json`` and ``predictions.jsonl`` go; None prints only.
       frozen_dtype: dtype of the weights.
       activation_dtype: dtype of the computation.
+      partitioner: how to spread over devices; by default a whole model on each.
       force: take a prompt that was tuned on another model or vocabulary.
       on_start: called with ``output_dir`` before anything else is written to it.
 
@@ -63,12 +73,15 @@ def evaluate(
     from prompt_tuning import evaluate as evaluation
     from prompt_tuning.task_data import TaskData
 
+    partitioner = partitioner or Partitioner()
+    check_eval_batch(batch_size, partitioner)
     folder = None if output_dir is None else writable_folder(output_dir, on_start)
     source = base.load(
         config,
         initial_checkpoint_path,
         frozen_dtype=frozen_dtype,
         activation_dtype=activation_dtype,
+        partitioner=partitioner,
     )
     prompts, params, card = attach(source, prompt_file, force)
     task = TaskData(
@@ -89,7 +102,13 @@ def evaluate(
         task_feature_lengths,
         task.converter,
         evaluation.Answerer(
-            model, task.vocabulary, labels=task.labels, mesh=source.mesh
+            model,
+            task.vocabulary,
+            labels=task.labels,
+            strategy=strategy,
+            max_decode_len=task_feature_lengths["targets"],
+            seed=seed,
+            mesh=source.mesh,
         ),
         batch_size=batch_size,
     )(params)

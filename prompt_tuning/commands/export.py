@@ -17,7 +17,7 @@ def export_model(
     initial_checkpoint_path: str,
     output_dir: str,
     task_feature_lengths: Mapping[str, int],
-    prompt_length: int = 100,
+    prompt_length: int,
     num_prompts: int = 1,
     frozen_dtype: str = "auto",
     activation_dtype: str = "auto",

@@ -1,79 +1,182 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``infer``: answers texts with a tuned prompt."""
+"""``infer``: answers texts with a tuned prompt, or a file of rows with many."""
 
 import json
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from prompt_tuning import base
-from prompt_tuning.commands.common import attach, write_text
+from prompt_tuning import base, decoding, report
+from prompt_tuning.checkpoints import prompt_formats
+from prompt_tuning.commands.common import write_text
 from prompt_tuning.errors import UserError
-from prompt_tuning.model import Model
-from prompt_tuning.network import T5Config, Transformer
+from prompt_tuning.network import T5Config
+from prompt_tuning.partitioning import Partitioner
+
+if TYPE_CHECKING:
+    from prompt_tuning.engine import Engine
+
+ROWS = ".jsonl"
 
 
 def infer(
     *,
     config: T5Config,
     initial_checkpoint_path: str,
-    prompt_file: str,
+    prompt_file: str | None = None,
+    prompts: str | None = None,
     texts: Sequence[str] = (),
     input_file: str | None = None,
     output_file: str | None = None,
     batch_size: int = 32,
+    max_input_length: int = 1024,
     max_decode_length: int = 32,
+    strategy: Callable[..., decoding.Strategy] = decoding.Greedy,
+    seed: int = 0,
+    prompt_rows: int = 65_536,
     frozen_dtype: str = "auto",
     activation_dtype: str = "auto",
+    partitioner: Partitioner | None = None,
     force: bool = False,
 ) -> list[dict[str, Any]]:
-    """Answers texts with a tuned prompt.
+    """Answers texts with a tuned prompt, or a file of rows with many.
 
     Args:
       config: sizes of the model.
       initial_checkpoint_path: the base model (see `formats.open_model`), or
         ``embedded:NAME``.
       prompt_file: the prompt; its card says which labels and vocabulary it has.
+      prompts: a folder of prompts, in place of one; rows name theirs.
       texts: texts to answer.
-      input_file: more of them, one a line.
-      output_file: JSONL of the answers; None prints them.
+      input_file: more of them, one a line; or, where its name ends in ``.jsonl``, rows
+        (see `engine.Engine.prepare`), which are answered by a job that can be resumed
+        (see `batch_job`).
+      output_file: JSONL of the answers; None prints them. Rows need one.
       batch_size: rows of a batch.
+      max_input_length: longest input in tokens, its prompt included.
       max_decode_length: longest answer where the prompt has no label set.
+      strategy: makes the strategy for free text from its ``max_decode_len``, such as
+        `decoding.Beam`; label sets are ranked.
+      seed: for strategies that draw.
+      prompt_rows: prompt positions that the device has room for; prompts beyond them
+        wait on the host.
       frozen_dtype: dtype of the weights.
       activation_dtype: dtype of the computation.
+      partitioner: how to spread over devices; by default a whole model on each.
       force: take a prompt that was tuned on another model or vocabulary.
 
     Returns:
       For each text ``input``, ``answer`` and, with a label set, ``scores``: the
-      probability of each label among them.
+      probability of each label among them. Nothing for a file of rows.
+
+    Raises:
+      UserError: something is missing or does not fit.
+      RowsRejectedError: the file of rows is answered but for some of them.
     """
-    texts = [*texts, *(read_lines(input_file) if input_file else ())]
-    if not texts:
-        raise UserError("no text to answer: give texts or --gin.INPUT_FILE=FILE")
-    if empty := [i + 1 for i, text in enumerate(texts) if not text.strip()]:
-        raise UserError(f"text {empty[0]} is empty; leave it out")
-    from prompt_tuning import infer as inference
+    if (prompt_file is None) == (prompts is None):
+        raise UserError("give either PROMPT_FILE, a prompt, or PROMPTS, a folder")
+    rows_file = None
+    if input_file is not None and input_file.endswith(ROWS):
+        if texts or output_file is None:
+            raise UserError(
+                f"{input_file} holds rows: give --gin.OUTPUT_FILE=FILE for their "
+                "answers, and no texts beside them"
+            )
+        rows_file, input_file = input_file, None
+    else:
+        texts = _texts(texts, input_file, prompts)
+    # Imported when it is sure that there is something to do: it loads TensorFlow.
+    from prompt_tuning import batch_job
+    from prompt_tuning.engine import Engine
+    from prompt_tuning.prompt_store import PromptStore, name_of
 
     source = base.load(
         config,
         initial_checkpoint_path,
         frozen_dtype=frozen_dtype,
         activation_dtype=activation_dtype,
+        partitioner=partitioner,
     )
-    prompts, params, card = attach(source, prompt_file, force)
-    rows = inference.answer_texts(
-        Model(Transformer(source.config, prompts)),
-        params,
-        texts,
-        card,
-        batch_size=batch_size,
-        max_decode_len=max_decode_length,
-        force=force,
+    only = None
+    if prompt_file is not None:
+        array, card = prompt_formats.load(prompt_file)
+        only = name_of(prompt_file)
+        store = PromptStore(source, len(array), force=force)
+        store.add(only, array, card)
+    else:
+        store = PromptStore(source, prompt_rows, force=force)
+        for reason in store.load_folder(prompts).values():
+            report.say(f"left out {reason}")
+    for name in store.names():
+        for note in store.get(name).card.get("notes", ()):
+            report.say(f"{name}: {note}")
+    chosen = strategy(max_decode_len=max_decode_length)
+    engine = Engine(
+        source,
+        store,
+        batch_sizes=(batch_size,),
+        longest=max_input_length,
+        strategy=chosen,
+        seed=seed,
     )
+    if rows_file is None:
+        return _answer_texts(engine, only, texts, output_file)
+    job = batch_job.Job(rows_file, output_file)
+    settings = {
+        "base_model": source.fingerprint,
+        "prompts": store.digest(),
+        "batch_size": batch_size,
+        "max_input_length": max_input_length,
+        "strategy": repr(chosen),
+        "seed": seed,
+        "dtypes": f"{frozen_dtype}, {activation_dtype}",
+    }
+    progress = job.run(engine, settings, only)
+    report.say(f"answered {progress.answered} rows in {job.output}")
+    if progress.rejected:
+        raise batch_job.RowsRejectedError(
+            f"{progress.rejected} of {progress.answered + progress.rejected} rows could "
+            f"not be answered; {job.rejected} holds them, each with the reason"
+        )
+    return []
+
+
+def _answer_texts(
+    engine: "Engine", prompt: str, texts: Sequence[str], output_file: str | None
+) -> list[dict[str, Any]]:
+    from prompt_tuning.batch_job import rounded
+
+    requests = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            requests.append(engine.prepare({"prompt": prompt, "text": text}))
+        except UserError as error:
+            raise UserError(f"text {number}: {error}") from error
+    rows = []
+    for text, answer in zip(texts, engine.run(requests), strict=True):
+        said = rounded(answer)
+        rows.append({"input": text} | {k: said[k] for k in said if k != "prompt"})
     if output_file is not None:
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        write_text(pathlib.Path(output_file), text)
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        write_text(pathlib.Path(output_file), lines)
     return rows
+
+
+def _texts(
+    texts: Sequence[str], input_file: str | None, prompts: str | None
+) -> list[str]:
+    """What there is to answer, if it is not rows."""
+    texts = [*texts, *(read_lines(input_file) if input_file else ())]
+    if not texts:
+        raise UserError("no text to answer: give texts or --gin.INPUT_FILE=FILE")
+    if prompts is not None:
+        raise UserError(
+            "texts do not say which of the PROMPTS is theirs: give PROMPT_FILE, or an "
+            'INPUT_FILE called *.jsonl with rows {"prompt": NAME, "text": TEXT}'
+        )
+    if empty := [i + 1 for i, text in enumerate(texts) if not text.strip()]:
+        raise UserError(f"text {empty[0]} is empty; leave it out")
+    return texts
 
 
 def read_lines(path: str) -> list[str]:

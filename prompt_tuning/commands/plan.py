@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``plan``: whether a training step fits chips that are not there, and what it costs."""
+"""``plan``: whether a step fits chips that are not there, and what it costs."""
 
 import contextlib
 import dataclasses
 import functools
-import math
 import os
 import pathlib
 import threading
@@ -14,14 +13,14 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import AbstractMesh
 
-from prompt_tuning import base, methods, report, sharding, topologies
-from prompt_tuning import plan as planning
+from prompt_tuning import base, methods, quantization, report, topologies
 from prompt_tuning.commands.common import versions, write_json
 from prompt_tuning.errors import UserError
 from prompt_tuning.network import T5Config
-from prompt_tuning.plan import Memory, Workload
+from prompt_tuning.planning import answers, checks, flops
+from prompt_tuning.planning.checks import with_batch
+from prompt_tuning.planning.workload import STEPS, TRAIN, Memory, Workload
 from prompt_tuning.topologies import GIB, Topology
 
 SAY_EVERY = 30  # seconds
@@ -39,12 +38,15 @@ def plan(
     frozen_dtype: str = "auto",
     activation_dtype: str = "auto",
     num_partitions: int = 1,
+    parameter_partitioning_dims: int = 1,
     num_microbatches: int = 1,
+    step: str = TRAIN,
+    num_labels: int = 2,
     compile_step: bool = True,
     find_largest: bool = True,
     output_file: str | None = None,
 ) -> dict[str, Any]:
-    """Plans the step that ``train`` would take with the same values.
+    """Plans the step that ``train`` would take with the same values, or ``infer``.
 
     Args:
       config: sizes of the model, and the remat policy.
@@ -54,10 +56,14 @@ def plan(
       method: a key of `methods.RULES`.
       optimizer: moves the tuned leaves.
       prompt_length: positions of the prompt; 0 for methods without one.
-      frozen_dtype: dtype of frozen weights; 'auto' is bfloat16 for TPUs.
+      frozen_dtype: dtype of frozen weights; 'auto' is bfloat16 for TPUs, 'int8'
+        quantises kernels.
       activation_dtype: dtype of the computation, likewise.
       num_partitions: chips that share one copy of the model.
+      parameter_partitioning_dims: 2 also cuts parameters over the other chips.
       num_microbatches: parts of a batch whose gradients are added up.
+      step: 'train', or one of inference: 'rank' the labels, 'decode' an answer.
+      num_labels: labels that are ranked.
       compile_step: ask the compiler; otherwise the estimate is all there is.
       find_largest: find the largest batch that fits.
       output_file: where to write what is returned, as JSON.
@@ -69,6 +75,8 @@ def plan(
       UserError: the step cannot be placed on these chips.
     """
     methods.rules_of(method)  # Refuses what is none.
+    if step not in STEPS:
+        raise UserError(f"STEP={step!r} is not one of {', '.join(map(repr, STEPS))}")
     missing = {"inputs", "targets"} - set(task_feature_lengths)
     if missing:
         raise UserError(f"TASK_FEATURE_LENGTHS lacks {' and '.join(sorted(missing))}")
@@ -76,6 +84,12 @@ def plan(
         # Or JAX would look for a TPU in this machine, and libtpu complain at length.
         jax.config.update("jax_platforms", "cpu")
     place = topologies.parse(topology)
+    if step == TRAIN:
+        frozen_dtype = methods.weights_dtype(method, frozen_dtype)
+    else:
+        num_microbatches = 1
+    if frozen_dtype != quantization.INT8:
+        frozen_dtype = _dtype(frozen_dtype, place)
     work = Workload(
         dataclasses.replace(config, dtype=_dtype(activation_dtype, place)),
         batch_size,
@@ -84,11 +98,14 @@ def plan(
         optimizer,
         method,
         prompt_length,
-        "float32" if method == "model_tuning" else _dtype(frozen_dtype, place),
+        frozen_dtype,
         num_partitions,
+        parameter_partitioning_dims,
         num_microbatches,
+        step,
+        num_labels,
     )
-    check(work, place)
+    checks.check(work, place)
     results = figures(work, place, compile_step, find_largest)
     if output_file is not None:
         write_json(pathlib.Path(output_file), results)
@@ -98,11 +115,12 @@ def plan(
 def figures(
     work: Workload, topology: Topology, compile_step: bool, find_largest: bool
 ) -> dict[str, Any]:
-    """The figures of a step that `check` let pass."""
+    """The figures of a step that `checks.check` let pass."""
     chips = topology.num_chips
-    estimated = lambda batch: planning.estimate(_with_batch(work, batch), topology)
+    estimated = lambda batch: answers.estimate(with_batch(work, batch), topology)
     guess = estimated(work.batch_size)
     results: dict[str, Any] = {
+        "step": work.step,
         "topology": topology.name,
         "num_chips": chips,
         "usable_bytes": topology.usable_bytes,
@@ -114,14 +132,15 @@ def figures(
         "activation_dtype": work.config.dtype,
         "remat": work.config.remat,
         "num_partitions": work.num_partitions,
+        "parameter_partitioning_dims": work.parameter_partitioning_dims,
         "num_microbatches": work.num_microbatches,
         "estimate": _memory(guess, guess.total <= topology.usable_bytes),
-        "flops": planning.flops(work),
+        "flops": flops.count(work),
         "peak_tflops": topology.peak_tflops,
     }
     grain = work.grain(chips)
     if find_largest:
-        results["estimate"]["largest_batch"] = planning.largest_batch(
+        results["estimate"]["largest_batch"] = answers.largest_batch(
             lambda batch: estimated(batch).total <= topology.usable_bytes,
             grain,
             work.batch_size,
@@ -129,66 +148,15 @@ def figures(
     if compile_step:
         answer = _compiled(work, topology)
         results["compiled"] = _memory(answer.memory, answer.fits)
+        results["compiled"]["seconds"] = answer.seconds
         results["collectives"] = answer.collectives
     if compile_step and find_largest:
-        results["compiled"]["largest_batch"] = planning.largest_batch(
-            lambda batch: _compiled(_with_batch(work, batch), topology).fits,
+        results["compiled"]["largest_batch"] = answers.largest_batch(
+            lambda batch: _compiled(with_batch(work, batch), topology).fits,
             grain,
             results["estimate"]["largest_batch"],
         )
     return {**results, "versions": versions()}
-
-
-def check(work: Workload, topology: Topology) -> None:
-    """Refuses what cannot be placed on the chips, before anything is compiled.
-
-    Raises:
-      UserError: chips, heads or rows do not divide, or the weights alone are more than
-        a chip holds; the nearest choice that works is named.
-    """
-    chips, parts = topology.num_chips, work.num_partitions
-    if parts < 1 or chips % parts:
-        nearest = min(_partitions(work, chips), key=lambda n: abs(n - parts))
-        raise UserError(
-            f"{parts} model partitions do not divide the {chips} chips of "
-            f"{topology.name}; set NUM_PARTITIONS to {nearest}"
-        )
-    mesh = AbstractMesh((chips // parts, parts), (sharding.DATA, sharding.MODEL))
-    planning.param_shardings(work, mesh)
-    grain = work.grain(chips)
-    if work.batch_size < 1 or work.batch_size % grain:
-        below = max(0, work.batch_size // grain * grain)
-        raise UserError(
-            f"{work.batch_size} rows do not divide over {chips // parts} data shards "
-            f"of {work.num_microbatches} microbatches; set BATCH_SIZE to "
-            f"{f'{below} or ' if below else ''}{below + grain}"
-        )
-    needed = planning.arguments_memory(_with_batch(work, grain), chips).total
-    if needed > topology.usable_bytes:
-        raise UserError(
-            f"the model cannot fit {topology.name}: weights and state take "
-            f"{needed / GIB:.1f} GiB of a chip's {topology.usable_bytes / GIB:.1f}; "
-            f"{nearest_that_fits(work, topology)}"
-        )
-
-
-def nearest_that_fits(work: Workload, topology: Topology) -> str:
-    """Advice by the estimate: more partitions, or else a bigger slice."""
-    for place in (topology, *topologies.bigger(topology)):
-        if (choice := least_partitions(work, place)) is not None:
-            where = "" if place is topology else f"TOPOLOGY to {place.name} and "
-            return f"set {where}NUM_PARTITIONS to {choice.num_partitions}"
-    return "no slice that is known holds it; choose a smaller model"
-
-
-def least_partitions(work: Workload, topology: Topology) -> Workload | None:
-    """The step cut over as few chips as hold it with its smallest batch, if any do."""
-    for parts in _partitions(work, topology.num_chips):
-        choice = dataclasses.replace(work, num_partitions=parts)
-        choice = _with_batch(choice, choice.grain(topology.num_chips))
-        if planning.estimate(choice, topology).total <= topology.usable_bytes:
-            return choice
-    return None
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -196,10 +164,11 @@ def table(results: Mapping[str, Any]) -> str:
     gib = lambda number: f"{number / GIB:9.2f} GiB"
     kinds = [kind for kind in ("compiled", "estimate") if kind in results]
     heading = (
-        f"{results['topology']}, {results['num_chips']} chips; batch "
-        f"{results['batch_size']}, encoder {results['encoder_tokens']} and decoder "
-        f"{results['decoder_tokens']} tokens; weights {results['frozen_dtype']}, remat "
-        f"{results['remat']}, {results['num_partitions']} model partitions"
+        f"{results['step']} on {results['topology']}, {results['num_chips']} chips; "
+        f"batch {results['batch_size']}, encoder {results['encoder_tokens']} and "
+        f"decoder {results['decoder_tokens']} tokens; weights "
+        f"{results['frozen_dtype']}, remat {results['remat']}, "
+        f"{results['num_partitions']} model partitions"
     )
     lines = [heading, f"{'per chip':<16}" + "".join(f"{kind:>13}" for kind in kinds)]
     for name in ("weights", "state", "activations", "total"):
@@ -246,25 +215,14 @@ def _dtype(name: str, topology: Topology) -> str:
     return base.resolve_dtype(name)
 
 
-def _partitions(work: Workload, chips: int) -> list[int]:
-    """Numbers of partitions that divide the chips and the model."""
-    config = work.config
-    common = math.gcd(chips, config.num_heads, config.mlp_dim, config.vocab_size)
-    return [parts for parts in range(1, common + 1) if common % parts == 0]
-
-
-def _with_batch(work: Workload, batch_size: int) -> Workload:
-    return dataclasses.replace(work, batch_size=batch_size)
-
-
 def _memory(memory: Memory, fits: bool) -> dict[str, Any]:
     return {**dataclasses.asdict(memory), "total": memory.total, "fits": fits}
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(work: Workload, topology: Topology) -> planning.Compiled:
+def _compiled(work: Workload, topology: Topology) -> answers.Compiled:
     with _waiting(f"compiling batch {work.batch_size} for {topology.name}"):
-        return planning.compiled(work, topology, cache_folder())
+        return answers.compiled(work, topology, cache_folder())
 
 
 @contextlib.contextmanager

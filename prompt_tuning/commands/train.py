@@ -5,6 +5,7 @@ Modules that load TensorFlow are imported inside the function, so that the comma
 do without it start at once; the same holds for the commands beside this one.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,16 @@ import jax
 import numpy as np
 import optax
 
-from prompt_tuning import base, methods, processes, report, trees
+from prompt_tuning import (
+    base,
+    methods,
+    processes,
+    quantization,
+    report,
+    sharding,
+    topologies,
+    trees,
+)
 from prompt_tuning import train as training
 from prompt_tuning.base import BaseModel
 from prompt_tuning.checkpoints import model_file, prompt_file
@@ -21,6 +31,7 @@ from prompt_tuning.commands.common import (
     RESULTS_FILE,
     TUNED_MODEL,
     OnStart,
+    check_eval_batch,
     versions,
     writable_folder,
     write_json,
@@ -29,6 +40,9 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.local_task import LocalTask
 from prompt_tuning.model import Model
 from prompt_tuning.network import T5Config, Transformer
+from prompt_tuning.partitioning import Partitioner
+from prompt_tuning.planning import checks
+from prompt_tuning.planning.workload import Workload
 from prompt_tuning.prompt_inits import PromptInit, sampled_vocab_init
 from prompt_tuning.prompts import Prompt
 
@@ -64,7 +78,7 @@ def train(
     frozen_dtype: str = "auto",
     activation_dtype: str = "auto",
     pack: bool = False,
-    num_partitions: int = 1,
+    partitioner: Partitioner | None = None,
     num_microbatches: int = 1,
     num_eval_examples: int | None = None,
     on_start: OnStart | None = None,
@@ -103,10 +117,10 @@ def train(
       z_loss: weight of the z-loss.
       label_smoothing: probability taken off the target.
       loss_normalizing_factor: see `losses.weights_and_divisor`.
-      frozen_dtype: dtype of frozen weights: 'auto', 'float32', 'bfloat16'.
+      frozen_dtype: dtype of frozen weights: 'auto', 'float32', 'bfloat16', 'int8'.
       activation_dtype: dtype of the computation, likewise.
       pack: several examples a row.
-      num_partitions: devices that share one copy of the model.
+      partitioner: how to spread over devices; by default a whole model on each.
       num_microbatches: parts of a batch whose gradients are added up.
       num_eval_examples: evaluate on the first so many examples only.
       on_start: called with the folder before anything else is written to it.
@@ -118,9 +132,12 @@ def train(
     from prompt_tuning.task_data import TaskData
 
     rules = methods.rules_of(method)
-    for name, value in (("TRAIN_STEPS", train_steps), ("BATCH_SIZE", batch_size)):
-        if value < 1:
-            raise UserError(f"{name}={value} must be 1 or more")
+    weights_dtype = methods.weights_dtype(method, frozen_dtype)
+    if train_steps < 1:
+        raise UserError(f"TRAIN_STEPS={train_steps} must be 1 or more")
+    partitioner = partitioner or Partitioner()
+    partitioner.check_batch(batch_size, num_microbatches)
+    check_eval_batch(eval_batch_size, partitioner)
     folder = writable_folder(model_dir, on_start)
     prompts = ()
     if prompt_length:
@@ -135,14 +152,30 @@ def train(
         placement,
     )
     batches = task.batches(train_split, batch_size, seed, pack=pack)
+    fill = task.fill(train_split, batch_size, pack=pack)
     if eval_split is not None:
         task.check(eval_split)
+    work = Workload(
+        dataclasses.replace(config, dtype=base.resolve_dtype(activation_dtype)),
+        batch_size,
+        *(task_feature_lengths[name] for name in ("inputs", "targets")),
+        optimizer,
+        method,
+        prompt_length,
+        weights_dtype
+        if weights_dtype == quantization.INT8
+        else base.resolve_dtype(weights_dtype),
+        partitioner.mesh.shape[sharding.MODEL],
+        partitioner.parameter_partitioning_dims,
+        num_microbatches,
+    )
+    checks.check_room(work, topologies.parse(topologies.LOCAL))
     source = base.load(
         config,
         initial_checkpoint_path,
-        frozen_dtype="float32" if method == "model_tuning" else frozen_dtype,
+        frozen_dtype=weights_dtype,
         activation_dtype=activation_dtype,
-        num_partitions=num_partitions,
+        partitioner=partitioner,
     )
     model = Model(
         Transformer(source.config, prompts),
@@ -165,7 +198,11 @@ def train(
             task_feature_lengths,
             task.converter,
             evaluation.Answerer(
-                model, task.vocabulary, labels=task.labels, mesh=source.mesh
+                model,
+                task.vocabulary,
+                labels=task.labels,
+                max_decode_len=task_feature_lengths["targets"],
+                mesh=source.mesh,
             ),
             batch_size=eval_batch_size,
             num_examples=num_eval_examples,
@@ -186,7 +223,7 @@ def train(
         model_dir=folder,
         evaluate=evaluate_step,
         num_microbatches=num_microbatches,
-        mesh=source.mesh,
+        partitioner=source.partitioner,
     )
     results = {
         "task": mixture_or_task_name,
@@ -195,7 +232,9 @@ def train(
         "best_step": result.step,
         "last_step": result.last_step,
         "loss": result.loss,
+        "pace": result.pace,
         "validation": result.metrics,
+        "tokens_share": {"encoder": fill.encoder, "decoder": fill.decoder},
         "seed": seed,
         "versions": versions(),
     }

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""int8 weights against float32 ones: accuracy, logits, memory and time on a CPU.
+
+    python benchmarks/int8.py --output benchmarks/results/int8.json
+
+On the embedded model and Rotten Tomatoes, validation and test sentences together: five
+hand-written prompts without tuning, and two tuned prompts (one on float32 weights, one
+on int8 ones), each used on both. Steps of both run in turn for the time.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import environment
+import jax
+import jax.numpy as jnp
+import numpy as np
+import step_cost
+
+from prompt_tuning import (
+    base,
+    baselines,
+    demo,
+    methods,
+    optim,
+    quantization,
+    task_data,
+    trees,
+)
+from prompt_tuning.commands import common, evaluate, train
+from prompt_tuning.feature_converter import PromptFeatureConverter
+from prompt_tuning.model import Model
+from prompt_tuning.network import T5Config, Transformer
+from prompt_tuning.prompt_inits import class_labels_init
+from prompt_tuning.prompts import Prompt
+from prompt_tuning.tasks import features, rotten_tomatoes
+from prompt_tuning.types import Params
+
+DTYPES = ("float32", "int8")
+SPLITS = ("validation", "test")
+LABELS = ("negative", "positive")
+SMALL = T5Config(32128, 512, 6, 8, 8, 64, 1024)
+
+
+def tune(folder: pathlib.Path, dtype: str, steps: int) -> str:
+    """Tunes a prompt as the demo does, with fewer steps; returns its path."""
+    train.train(
+        config=demo.CONFIG,
+        model_dir=str(folder),
+        initial_checkpoint_path=demo.CHECKPOINT,
+        mixture_or_task_name=demo.TASK,
+        mixture_or_task_module=demo.MODULE,
+        task_feature_lengths=demo.LENGTHS,
+        method="prompt_tuning",
+        optimizer=optim.adafactor(
+            optim.learning_rate_schedule("constant", 0.1),
+            multiply_by_parameter_scale=False,
+            weight_decay_rate=1e-5,
+        ),
+        train_steps=steps,
+        batch_size=32,
+        eval_period=100,
+        prompt_length=demo.PROMPT_LENGTH,
+        prompt_init=class_labels_init(LABELS),
+        frozen_dtype=dtype,
+    )
+    return str(folder / common.PROMPT_FILE)
+
+
+def right(folder: pathlib.Path, prompt: str, dtype: str, split: str) -> np.ndarray:
+    """Which sentences of a split a prompt is right about: [N] bool."""
+    evaluate.evaluate(
+        config=demo.CONFIG,
+        initial_checkpoint_path=demo.CHECKPOINT,
+        mixture_or_task_name=demo.TASK,
+        mixture_or_task_module=demo.MODULE,
+        task_feature_lengths=demo.LENGTHS,
+        prompt_file=prompt,
+        split=split,
+        output_dir=str(folder),
+        frozen_dtype=dtype,
+    )
+    lines = (folder / "predictions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return np.array([row["answer"] == row["target"] for row in rows])
+
+
+def compare(float32: np.ndarray, int8: np.ndarray) -> dict[str, float]:
+    """Accuracies on the same sentences, and the share on which both agree."""
+    low, high = baselines.margin_interval(int8, float32)
+    return {
+        "float32": float(float32.mean()),
+        "int8": float(int8.mean()),
+        "difference_interval_95": [low, high],
+        "same_answers": float((float32 == int8).mean()),
+    }
+
+
+def zero_shot(weights: dict[str, Params]) -> dict[str, Any]:
+    """Rank classification by hand-written prompts."""
+    model = Model(Transformer(demo.CONFIG))
+    found: dict[str, Any] = {}
+    every: dict[str, list[np.ndarray]] = {dtype: [] for dtype in DTYPES}
+    for prompt in demo.HAND_WRITTEN:
+        answers = {}
+        for dtype in DTYPES:
+            parts = []
+            for split in SPLITS:
+                texts, labels = rotten_tomatoes.texts_and_labels(split)
+                parts.append(
+                    baselines.hand_written(
+                        model, weights[dtype], prompt, texts, labels, "mini"
+                    )
+                )
+            answers[dtype] = np.concatenate(parts)
+            every[dtype].append(answers[dtype])
+        found[prompt.pattern] = compare(**answers)
+    found["all five"] = compare(**{d: np.concatenate(every[d]) for d in DTYPES})
+    return found
+
+
+def logits(weights: dict[str, Params]) -> dict[str, float]:
+    """How far teacher-forced logits of test sentences and their labels move."""
+    model = Model(Transformer(demo.CONFIG))
+    texts, labels = rotten_tomatoes.texts_and_labels("test")
+    vocabulary = features.vocabulary("mini")
+    converter = PromptFeatureConverter((), demo.CONFIG.vocab_size, "prepend")
+    (tokens,) = task_data.text_batches(texts, vocabulary, converter, len(texts), None)
+    pieces = [[*vocabulary.encode(label), vocabulary.eos_id] for label in LABELS]
+    width = max(map(len, pieces))
+    table = np.array([ids + [0] * (width - len(ids)) for ids in pieces], np.int32)
+    targets = table[np.array(labels)]
+    batch = {
+        "encoder_input_tokens": tokens,
+        "decoder_input_tokens": np.pad(targets[:, :-1], ((0, 0), (1, 0))),
+        "decoder_target_tokens": targets,
+    }
+    compute = jax.jit(model.logits)
+    real = targets > 0
+    float32, int8 = (np.asarray(compute(weights[d], batch))[real] for d in DTYPES)
+    log_odds = lambda x: np.asarray(jax.nn.log_softmax(x))
+    moved = int8 - float32
+    centred = float32 - float32.mean(-1, keepdims=True)
+    change = np.abs(log_odds(int8) - log_odds(float32))
+    return {
+        "target_tokens": len(float32),
+        "rms_difference_over_rms": float(
+            np.sqrt(np.mean(moved**2) / np.mean(centred**2))
+        ),
+        "mean_absolute_difference": float(np.abs(moved).mean()),
+        "largest_absolute_difference": float(np.abs(moved).max()),
+        "target_log_likelihood_mean_absolute_difference": float(
+            change[np.arange(len(change)), targets[real]].mean()
+        ),
+        "same_best_token": float((int8.argmax(-1) == float32.argmax(-1)).mean()),
+    }
+
+
+def quantized(params: Params) -> Params:
+    """The same tree with int8 kernels."""
+    flat = trees.flatten(params)
+    for name in [name for name in flat if name.endswith(f"/{quantization.KERNEL}")]:
+        flat[name], flat[quantization.scale_name(name)] = quantization.quantize(
+            flat[name]
+        )
+    return trees.unflatten(flat)
+
+
+def times(config: T5Config, batch: int, rounds: int) -> dict[str, Any]:
+    """Seconds and planned bytes of loss and prompt gradient, 228 inputs, 8 targets."""
+    model = Model(Transformer(config, (Prompt("task", 100),)))
+    params = model.init(jax.random.key(0))
+    tuned, frozen = methods.split(params, methods.RULES["prompt_tuning"])
+    weights = {"float32": frozen, "int8": quantized(frozen)}
+    text = jax.random.randint(jax.random.key(1), (batch, 128), 3, config.vocab_size)
+    ids = jnp.broadcast_to(config.vocab_size + jnp.arange(100), (batch, 100))
+    targets = jax.random.randint(jax.random.key(2), (batch, 8), 3, config.vocab_size)
+    data = {
+        "encoder_input_tokens": jnp.concatenate([ids, text], axis=1),
+        "decoder_input_tokens": targets,
+        "decoder_target_tokens": targets,
+    }
+    gradient = jax.jit(
+        jax.value_and_grad(
+            lambda tuned, frozen: model.loss(trees.merge(tuned, frozen), data)[0]
+        )
+    )
+    programs = {d: gradient.lower(tuned, weights[d]).compile() for d in DTYPES}
+    seconds: dict[str, list[float]] = {dtype: [] for dtype in DTYPES}
+    for _ in range(rounds):
+        for dtype in DTYPES:
+            start = time.perf_counter()
+            jax.block_until_ready(programs[dtype](tuned, weights[dtype]))
+            seconds[dtype].append(time.perf_counter() - start)
+    median = {dtype: statistics.median(seconds[dtype]) for dtype in DTYPES}
+    return {
+        "shape": {"batch": batch, "rounds": rounds},
+        "median_seconds": median,
+        "time_ratio": median["int8"] / median["float32"],
+        "planned_bytes": {d: step_cost.planned_bytes(programs[d]) for d in DTYPES},
+    }
+
+
+def main() -> None:
+    """Measures and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--output", type=pathlib.Path)
+    options = parser.parse_args()
+    weights = {
+        dtype: base.load(demo.CONFIG, demo.CHECKPOINT, frozen_dtype=dtype).params
+        for dtype in DTYPES
+    }
+    results: dict[str, Any] = {
+        "model": demo.CHECKPOINT,
+        "steps": options.steps,
+        "weight_bytes": {dtype: trees.num_bytes(weights[dtype]) for dtype in DTYPES},
+        "logits": logits(weights),
+        "zero_shot": zero_shot(weights),
+        "tuned": {},
+    }
+    with tempfile.TemporaryDirectory() as parent:
+        for dtype in DTYPES:
+            folder = pathlib.Path(parent, dtype)
+            prompt = tune(folder, dtype, options.steps)
+            answers = {
+                use: np.concatenate(
+                    [right(folder / "answers", prompt, use, split) for split in SPLITS]
+                )
+                for use in DTYPES
+            }
+            results["tuned"][f"on {dtype}"] = compare(**answers)
+    results["gradient"] = {
+        name: [times(config, batch, options.rounds) for batch in (1, 16)]
+        for name, config in (("embedded", demo.CONFIG), ("t5_1_1_small", SMALL))
+    }
+    environment.publish(results, options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Floating point operations of a step, by formula."""
+
+from prompt_tuning.planning.workload import RANK, TRAIN, Workload
+
+
+def count(work: Workload) -> dict[str, int]:
+    """Floating point operations of one step over all chips.
+
+    A weight costs 2 for every token that it meets, a multiplication and an addition. A
+    training step takes as much again for the gradient of its input, and a tuned weight
+    2 more for its own. Weights of the encoder, and the decoder's that make keys and
+    values of the encoder's output, meet the T encoder tokens of a row (prompt and
+    padding included), the others of the decoder its S. Attention has no weights: its
+    two products of N heads of width D take 4 T^2 N D a row forward and twice that
+    backward. Ranking runs the decoder, those keys and values included, once a label.
+    What remat computes again, and elementwise work, does not count.
+
+    Returns:
+      ``weights``, ``attention`` and ``total``.
+    """
+    cfg = work.config
+    encoder, decoder = work.inputs + work.prompt_length, work.targets
+    joined = cfg.num_heads * cfg.head_dim
+    square = cfg.emb_dim * joined  # one of query, key, value and out
+    mlp = (len(cfg.mlp_activations) + 1) * cfg.emb_dim * cfg.mlp_dim
+    at_encoder = cfg.num_encoder_layers * (4 * square + mlp)
+    at_decoder = cfg.num_decoder_layers * (6 * square + mlp)
+    at_decoder += cfg.vocab_size * cfg.emb_dim
+    memory = cfg.num_decoder_layers * 2 * square
+    runs = work.num_labels if work.step == RANK else 1
+    tokens = at_encoder * encoder + runs * (memory * encoder + at_decoder * decoder)
+    pairs = cfg.num_encoder_layers * encoder**2
+    pairs += runs * cfg.num_decoder_layers * decoder * (decoder + encoder)
+    each, passes = 2, 1
+    if work.step == TRAIN:
+        each, passes = 6 if work.method == "model_tuning" else 4, 3
+    weights = each * tokens * work.batch_size
+    attention = passes * 4 * pairs * joined * work.batch_size
+    return {"weights": weights, "attention": attention, "total": weights + attention}

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A step to plan: its numbers, its program, and its arguments as shapes.
+
+The program is the one that training, ranking or decoding compiles, and the arguments
+are placed as these place them, so that what a compiler says of one holds for the other.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from prompt_tuning import decoding, methods, quantization, sharding, trees
+from prompt_tuning.model import Model
+from prompt_tuning.network import T5Config, Transformer
+from prompt_tuning.prompts import Prompt
+from prompt_tuning.step import TrainState, make_train_step
+from prompt_tuning.types import Batch, Params, PyTree
+
+TRAIN, RANK, DECODE = STEPS = ("train", "rank", "decode")
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """A step in numbers.
+
+    Attributes:
+      config: sizes of the model, with the activations' dtype and the remat policy.
+      batch_size: rows over all chips.
+      inputs: text tokens of the encoder.
+      targets: tokens of the decoder.
+      optimizer: moves the tuned leaves; inference has no use for it.
+      method: a key of `methods.RULES`.
+      prompt_length: virtual tokens, added to ``inputs``; 0 for methods without.
+      frozen_dtype: what frozen weights are kept in. With 'int8' kernels the leaves
+        that are not quantised are kept in the activations' dtype.
+      num_partitions: chips that one copy of the model is cut over.
+      parameter_partitioning_dims: 2 also cuts the hidden width of parameters over the
+        chips that share no copy.
+      num_microbatches: parts of a batch whose gradients are added up.
+      step: 'train', 'rank' (the likelihood of every label) or 'decode' (greedily).
+      num_labels: labels that are ranked.
+    """
+
+    config: T5Config
+    batch_size: int
+    inputs: int
+    targets: int
+    optimizer: optax.GradientTransformation
+    method: str = "prompt_tuning"
+    prompt_length: int = 100
+    frozen_dtype: str = "bfloat16"
+    num_partitions: int = 1
+    parameter_partitioning_dims: int = 1
+    num_microbatches: int = 1
+    step: str = TRAIN
+    num_labels: int = 2
+
+    @property
+    def model(self) -> Model:
+        """Network and objective."""
+        prompts = ()
+        if self.prompt_length:
+            prompts = (Prompt("plan", self.prompt_length),)
+        return Model(Transformer(self.config, prompts))
+
+    @property
+    def program(self) -> Callable[..., Any]:
+        """The pure function that is compiled, of the `abstract_arguments`."""
+        if self.step == TRAIN:
+            return make_train_step(self.model, self.optimizer, self.num_microbatches)
+        if self.step == RANK:
+            return lambda tuned, frozen, batch: self.model.rank(
+                trees.merge(tuned, frozen), **batch
+            )
+        strategy = decoding.Greedy(self.targets)
+        return lambda tuned, frozen, batch: self.model.predict(
+            trees.merge(tuned, frozen), strategy=strategy, **batch
+        )
+
+    @property
+    def donated(self) -> tuple[int, ...]:
+        """Arguments whose memory the results take over."""
+        return (0,) if self.step == TRAIN else ()
+
+    @property
+    def rules(self) -> sharding.Rules:
+        """From logical to mesh axes."""
+        return sharding.logical_axis_rules(1, self.parameter_partitioning_dims)
+
+    def grain(self, num_chips: int) -> int:
+        """Every batch is a multiple of this number of rows."""
+        return num_chips // self.num_partitions * self.num_microbatches
+
+    def share(self, num_chips: int) -> "Workload":
+        """The step that one chip takes: its heads, its part of the MLP, its rows."""
+        cfg, parts = self.config, self.num_partitions
+        return dataclasses.replace(
+            self,
+            config=dataclasses.replace(
+                cfg,
+                vocab_size=cfg.vocab_size // parts,
+                num_heads=cfg.num_heads // parts,
+                mlp_dim=cfg.mlp_dim // parts,
+            ),
+            batch_size=self.batch_size * parts // num_chips,
+            num_partitions=1,
+            parameter_partitioning_dims=1,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one chip.
+
+    Attributes:
+      weights: the frozen weights.
+      state: the tuned leaves, the optimizer's statistics and the batch.
+      activations: everything else that is alive at the worst moment.
+    """
+
+    weights: int
+    state: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """What has to fit."""
+        return self.weights + self.state + self.activations
+
+
+def abstract_params(work: Workload) -> Params:
+    """Shapes of all parameters as they are kept, in boxes with their logical axes."""
+    boxed = _boxed(work.model)
+    dtype = work.frozen_dtype
+    if dtype == quantization.INT8:
+        boxed = quantization.quantize_abstract(boxed)
+        dtype = work.config.dtype
+    tuned = methods.RULES[work.method] if work.step == TRAIN else _PROMPTS
+
+    def kept(name: str, box: Any) -> Any:
+        leaf = box.value
+        exact = leaf.dtype == jnp.int8 or name.endswith(f"/{quantization.SCALE}")
+        if exact or trees.first_match(tuned, name) == methods.TUNED:
+            return box
+        return box.replace_boxed(jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)))
+
+    return trees.map_with_path(kept, boxed)
+
+
+# A search for the largest batch asks for them again and again.
+_boxed = functools.lru_cache(maxsize=16)(Model.abstract_params)
+
+# Inference moves nothing, but prompts stay float32 beside the weights.
+_PROMPTS = methods.RULES["prompt_tuning"]
+
+
+def param_shardings(work: Workload, mesh: Mesh | AbstractMesh) -> Params:
+    """Where every parameter lies (see `sharding.param_shardings`)."""
+    return sharding.param_shardings(abstract_params(work), mesh, work.rules)
+
+
+def abstract_arguments(
+    work: Workload, mesh: Mesh | AbstractMesh | None = None
+) -> tuple[PyTree, Params, Batch]:
+    """The arguments of `Workload.program` as shapes.
+
+    Returns:
+      The state of training, or the prompts alone; the frozen leaves; the batch. With a
+      mesh they are placed as a run places them.
+    """
+    params = nn.meta.unbox(abstract_params(work))
+    rules = methods.RULES[work.method] if work.step == TRAIN else _PROMPTS
+    label_tree = trees.labels(params, rules)
+    tuned = trees.select(params, label_tree, methods.TUNED)
+    frozen = trees.select(params, label_tree, methods.FROZEN)
+    batch = _abstract_batch(work)
+    state = tuned
+    if work.step == TRAIN:
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        create = lambda tuned, key: TrainState.create(tuned, work.optimizer, key)
+        state = jax.eval_shape(create, tuned, key)
+    if mesh is None:
+        return state, frozen, batch
+    place = lambda leaf, where: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=where
+    )
+    placed = trees.flatten(param_shardings(work, mesh))
+    by_name = lambda name, leaf: place(leaf, placed[name])
+    whole = sharding.replicated(mesh)
+    state = jax.tree.map(lambda leaf: place(leaf, whole), state)
+    if work.step == TRAIN:
+        state = state.replace(tuned=trees.map_with_path(by_name, state.tuned))
+    rows = NamedSharding(mesh, PartitionSpec(sharding.DATA))
+    batch = {
+        name: place(leaf, whole if name == "label_tokens" else rows)
+        for name, leaf in batch.items()
+    }
+    return state, trees.map_with_path(by_name, frozen), batch
+
+
+def _abstract_batch(work: Workload) -> dict[str, jax.ShapeDtypeStruct]:
+    rows, length = work.batch_size, work.inputs + work.prompt_length
+    tokens = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+    batch = {"encoder_input_tokens": tokens(rows, length)}
+    if work.step == RANK:
+        batch["label_tokens"] = tokens(work.num_labels, work.targets)
+    if work.step == TRAIN:
+        for name in ("decoder_input_tokens", "decoder_target_tokens"):
+            batch[name] = tokens(rows, work.targets)
+        weights = jax.ShapeDtypeStruct((rows, work.targets), jnp.float32)
+        batch["decoder_loss_weights"] = weights
+    return batch
+
+
+def arguments_memory(work: Workload, num_chips: int) -> Memory:
+    """What lies on a chip before the step begins, exactly."""
+    parts = work.num_partitions
+    mesh = AbstractMesh((num_chips // parts, parts), (sharding.DATA, sharding.MODEL))
+    state, frozen, batch = abstract_arguments(work, mesh)
+    if work.step == TRAIN:
+        # A key's dtype has no size of its own; it is a few bytes.
+        state = state.replace(key=state.step)
+    on_chip = lambda leaf: jax.ShapeDtypeStruct(
+        leaf.sharding.shard_shape(leaf.shape), leaf.dtype
+    )
+    frozen, rest = jax.tree.map(on_chip, (frozen, (state, batch)))
+    return Memory(trees.num_bytes(frozen), trees.num_bytes(rest), 0)
+
+
+def gathered_bytes(work: Workload, num_chips: int) -> int:
+    """What a layer's weights take that are brought together from several chips."""
+    if work.parameter_partitioning_dims == 1 or num_chips == work.num_partitions:
+        return 0
+    params = nn.meta.unbox(abstract_params(work.share(num_chips)))
+    depth = {
+        "encoder": work.config.num_encoder_layers,
+        "decoder": work.config.num_decoder_layers,
+    }
+    return max(
+        trees.num_bytes(params[stack]["layers"]) // layers
+        for stack, layers in depth.items()
+    )

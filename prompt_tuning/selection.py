@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which evaluation of a run is the best, and when there is no hope of a better one.
+
+The best tuned leaves lie in a file of their own beside the checkpoints, which say which
+one it is; a resumed run therefore ends with the same leaves as one that never stopped.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from prompt_tuning import processes, trees
+from prompt_tuning.checkpoints import files
+from prompt_tuning.errors import UserError
+from prompt_tuning.types import Params
+
+
+@dataclasses.dataclass
+class Best:
+    """An evaluation and the tuned leaves, on the host, that gave it."""
+
+    step: int
+    value: float
+    metrics: dict[str, float]
+    tuned: Params
+
+
+class Selection:
+    """Keeps the best of a run's evaluations.
+
+    Attributes:
+      best: the best so far, or None before the first.
+      stale: evaluations since then.
+    """
+
+    def __init__(
+        self,
+        model_dir: pathlib.Path | None,
+        metric: str | None = None,
+        patience: int = 0,
+        keep_last: bool = False,
+    ):
+        """Knows of no evaluation yet; see `train.Schedule` for the arguments."""
+        self.best: Best | None = None
+        self.stale = 0
+        self._model_dir = model_dir
+        self._metric = metric
+        self._patience = patience
+        self._keep_last = keep_last
+
+    @property
+    def is_over(self) -> bool:
+        """Whether so many evaluations brought nothing that the run should stop."""
+        return bool(self._patience) and self.stale >= self._patience
+
+    def consider(self, step: int, metrics: Mapping[str, float], tuned: Params) -> None:
+        """Takes note of an evaluation, and keeps it if it is the best.
+
+        Raises:
+          UserError: there is no metric of the name that is to decide.
+        """
+        value = _value(metrics, self._metric)
+        if self.best is None or value > self.best.value or self._keep_last:
+            self.best = Best(step, value, dict(metrics), host_copy(tuned))
+            self.stale = 0
+            self._write(self.best)
+        else:
+            self.stale += 1
+
+    def record(self) -> dict[str, Any] | None:
+        """What a checkpoint says of the best evaluation; its leaves lie in a file."""
+        if self.best is None:
+            return None
+        fields = ("step", "value", "metrics")
+        return {name: getattr(self.best, name) for name in fields}
+
+    def resume(
+        self, record: Mapping[str, Any] | None, evaluated_steps: Sequence[int]
+    ) -> None:
+        """Goes on from what `record` gave.
+
+        Args:
+          record: what the checkpoint says.
+          evaluated_steps: of all evaluations up to the checkpoint, in process 0.
+        """
+        if record is None:
+            return
+        path = _file(self._model_dir, record["step"])
+        with files.reading(path, "the best parameters of a run") as file:
+            tuned = trees.unflatten({n: file.get_tensor(n) for n in file.keys()})  # noqa: SIM118
+        self.best = Best(**record, tuned=tuned)
+        stale = sum(step > self.best.step for step in evaluated_steps)
+        self.stale = processes.agreed(stale)
+
+    def drop_others(self) -> None:
+        """Deletes the files that no checkpoint can ask for any more."""
+        if self.best is not None and processes.is_first():
+            keep = _file(self._model_dir, self.best.step)
+            for path in keep.parent.glob("*.safetensors"):
+                if path != keep:
+                    path.unlink()
+
+    def _write(self, best: Best) -> None:
+        if self._model_dir is not None:
+            path = _file(self._model_dir, best.step)
+            tensors = trees.flatten(best.tuned)
+            processes.in_first(lambda: files.write(path, tensors, {}))
+
+
+def _file(model_dir: files.Path, step: int) -> pathlib.Path:
+    return pathlib.Path(model_dir) / "best" / f"{step}.safetensors"
+
+
+def host_copy(tree: Params) -> Params:
+    """The leaves as arrays of this process, which later steps do not change."""
+    return jax.tree.map(lambda leaf: np.array(processes.whole(leaf)), tree)
+
+
+def _value(metrics: Mapping[str, float], name: str | None) -> float:
+    if name is None:
+        return float(np.mean(list(metrics.values())))
+    if name not in metrics:
+        raise UserError(
+            f"no metric is called {name!r}; the task reports {', '.join(metrics)}"
+        )
+    return float(metrics[name])
