@@ -5,6 +5,7 @@ gin is read here and in `cli` alone; everything below takes plain arguments.
 """
 
 import ast
+import copy
 import difflib
 import importlib.util
 import json
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import gin
+import optax
 
 from prompt_tuning import decoding, optim, prompt_inits
 from prompt_tuning.commands import (
@@ -69,6 +71,13 @@ FUNCTIONS = {
 CONFIG_FILE = "config.gin"
 _MACRO = re.compile(r"^([A-Z][A-Z0-9_]*)\s*=")
 _REFERENCE = re.compile(r"%([A-Z][A-Z0-9_]*)")
+# What may stand for a value inside a list or a dict.
+_CONFIGURABLE = re.compile(r"@[A-Za-z_][\w./]*(\(\))?|%[A-Za-z_]\w*")
+LEARNING_RATE = "LEARNING_RATE"
+_NO_RATE = UserError(
+    "PROMPTS give a learning_rate, but the optimizer uses no LEARNING_RATE: take it for "
+    "the rate of adafactor or adamw, as the files in methods/ do"
+)
 
 
 def configs_folder() -> pathlib.Path:
@@ -99,7 +108,7 @@ def find(name: str, search_paths: Sequence[str]) -> pathlib.Path:
 
 
 def binding(text: str) -> str:
-    """``NAME=value`` as gin wants it: a value that is no literal becomes a string.
+    """``NAME=value`` as gin wants it: a value that gin cannot read becomes a string.
 
     >>> binding("MODEL_DIR=/tmp/run"), binding("TRAIN_STEPS=10")
     ("MODEL_DIR = '/tmp/run'", 'TRAIN_STEPS = 10')
@@ -111,12 +120,17 @@ def binding(text: str) -> str:
     if not equals:
         raise UserError(f"--gin.{text} lacks a value: write --gin.{text}=VALUE")
     name, value = name.strip(), value.strip()
-    if not value.startswith(("@", "%")):
-        try:
-            ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            value = repr(value)
+    if not (_is_literal(value) or _is_literal(_CONFIGURABLE.sub("None", value))):
+        value = repr(value)
     return f"{name} = {value}"
+
+
+def _is_literal(text: str) -> bool:
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return False
+    return True
 
 
 def parse(
@@ -183,6 +197,28 @@ def operative_config() -> str:
     return gin.operative_config_str()
 
 
+def optimizer_at(learning_rate: float) -> optax.GradientTransformation:
+    """The optimizer of a training run as if LEARNING_RATE had this value.
+
+    Raises:
+      UserError: no value of the configuration is made of LEARNING_RATE.
+    """
+    key = f"{LEARNING_RATE}/macro.value"
+    try:
+        usual = gin.query_parameter(key)
+    except ValueError:
+        raise _NO_RATE from None
+    gin.bind_parameter(key, learning_rate)
+    try:
+        # To copy what is bound to a parameter is how gin makes the value of it.
+        optimizer = copy.deepcopy(gin.query_parameter("train.optimizer"))
+    finally:
+        gin.bind_parameter(key, usual)
+    if f"\n{LEARNING_RATE} = {learning_rate!r}\n" not in gin.operative_config_str():
+        raise _NO_RATE
+    return optimizer
+
+
 def one_line(error: BaseException) -> str:
     """The first telling line of an exception's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -225,9 +261,11 @@ def run(command: str, texts: Sequence[str] | None = None) -> None:
     if command == "export":
         function()
         return
+    extra = {"optimizer_at": optimizer_at} if command == "train" else {}
     results = function(
         on_start=lambda folder: common.write_text(
             folder / CONFIG_FILE, operative_config()
-        )
+        ),
+        **extra,
     )
     print(json.dumps(results, indent=2, ensure_ascii=False))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import quantization
+from prompt_tuning import quantization, residuals
 from prompt_tuning.errors import UserError
 from prompt_tuning.types import Array, DType, Initializer
 
@@ -82,7 +82,7 @@ class Dense(nn.Module):
         # times faster, and no other backend minds.
         rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
         # Every dtype of computation holds the integers of an int8 kernel exactly.
-        y = jnp.dot(rows, kernel.astype(self.dtype))
+        y = residuals.product("ri,io->ro", rows, kernel.astype(self.dtype))
         if self.has_variable("params", quantization.SCALE):
             scale = self.get_variable("params", quantization.SCALE)
             y = (y.astype(jnp.float32) * scale).astype(self.dtype)
@@ -103,10 +103,15 @@ class RMSNorm(nn.Module):
             (x.shape[-1],),
             jnp.float32,
         )
-        x = x.astype(jnp.float32)
-        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        y = (x * jax.lax.rsqrt(mean_square + self.epsilon)).astype(self.dtype)
-        return y * scale.astype(self.dtype)
+
+        @residuals.recomputed
+        def normalize(x: Array, scale: Array) -> Array:
+            x = x.astype(jnp.float32)
+            mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+            y = (x * jax.lax.rsqrt(mean_square + self.epsilon)).astype(self.dtype)
+            return y * scale.astype(self.dtype)
+
+        return normalize(x, scale)
 
 
 class MLP(nn.Module):
@@ -124,12 +129,20 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, deterministic: bool) -> Array:  # [B, T, H] -> same
         width = x.shape[-1]
-        gates = []
-        for index, name in enumerate(self.activations):
-            leaf = "wi" if len(self.activations) == 1 else f"wi_{index}"
-            y = Dense(self.mlp_dim, ("embed", "mlp"), self.dtype, name=leaf)(x)
-            gates.append(activation(name)(y))
-        y = functools.reduce(operator.mul, gates)
+        functions = [activation(name) for name in self.activations]
+        units = []
+        for index in range(len(functions)):
+            leaf = "wi" if len(functions) == 1 else f"wi_{index}"
+            units.append(
+                Dense(self.mlp_dim, ("embed", "mlp"), self.dtype, name=leaf)(x)
+            )
+
+        @residuals.recomputed
+        def gate(*units: Array) -> Array:
+            parts = (f(y) for f, y in zip(functions, units, strict=True))
+            return functools.reduce(operator.mul, parts)
+
+        y = gate(*units)
         y = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(
             y, deterministic=deterministic
         )
@@ -223,15 +236,18 @@ class Attention(nn.Module):
                 query, key, value, summand, scale=1.0, implementation=self.fused
             )
         else:
-            logits = jnp.einsum("bqnd,bknd->bnqk", query, key)
+            # Heads in front: products of matrices that lie in one piece.
+            query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+            logits = jnp.einsum("bnqd,bnkd->bnqk", query, key)
             if summand is not None:
                 logits = logits + summand
-            weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(self.dtype)
+            weights = residuals.softmax(logits)
             # T5 drops whole columns of attention: the mask is shared by all queries.
             weights = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(
                 weights, deterministic=deterministic
             )
-            y = jnp.einsum("bnqk,bknd->bqnd", weights, value)
+            y = jnp.einsum("bnqk,bnkd->bnqd", weights, value)
+            y = jnp.swapaxes(y, 1, 2)
         y = y.reshape(*y.shape[:-2], joined)
         return Dense(
             width, ("joined_kv", "embed"), self.dtype, attention_kernel_init, name="out"

@@ -89,16 +89,35 @@ def by_chunks(
     return jax.tree.map(join, jax.lax.map(again, tuple(map(cut, arrays))))
 
 
+def total(values: Array, batch: Batch, num_prompts: int = 1) -> Array:  # [] or [E]
+    """The sum over a batch or, where its rows say whose they are, over each prompt's.
+
+    Args:
+      values: ``[B, ...]``.
+      batch: a batch that several prompts share has ``prompt_index`` [B].
+      num_prompts: the number E of prompts that rows may name.
+    """
+    if "prompt_index" not in batch:
+        return jnp.sum(values)
+    rows = jnp.sum(values, axis=tuple(range(1, values.ndim)))  # [B]
+    own = batch["prompt_index"][:, None] == jnp.arange(num_prompts)  # [B, E]
+    return jnp.sum(jnp.where(own, rows[:, None], 0), axis=0)
+
+
 def weights_and_divisor(
-    batch: Batch, loss_normalizing_factor: str | float | None
-) -> tuple[Array, Array | float]:  # [B, S], scalar
+    batch: Batch, loss_normalizing_factor: str | float | None, num_prompts: int = 1
+) -> tuple[Array, Array | float]:  # [B, S], scalar or [E]
     """Weight of every target token, and what the weighted sum is divided by.
 
     Args:
-      batch: uses ``decoder_loss_weights`` if there, else targets above 0 weigh 1.
+      batch: uses ``decoder_loss_weights`` if there, else targets above 0 weigh 1. Of a
+        batch that several prompts share (see `total`), each prompt's loss is divided by
+        what its own rows hold; ``targets_length`` [B] says how long they are without
+        what fills them up to their neighbours.
       loss_normalizing_factor: None sums over tokens; a number divides the sum; or one
         of `NORMALIZING_FACTORS`, T5X's special values. ``AVERAGE_PER_SEQUENCE``
         counts every packed segment as a sequence.
+      num_prompts: see `total`.
 
     Raises:
       UserError: an unknown name.
@@ -114,22 +133,30 @@ def weights_and_divisor(
         return weights, float(loss_normalizing_factor)
     match loss_normalizing_factor.upper():
         case "NUM_REAL_TARGET_TOKENS":
-            return weights, jnp.sum(weights)
+            divided = weights
         case "NUM_TOTAL_TARGET_TOKENS":
-            return weights, float(np.prod(targets.shape))
+            if "prompt_index" not in batch:
+                return weights, float(np.prod(targets.shape))
+            divided = batch["targets_length"].astype(jnp.float32)
         case "AVERAGE_PER_SEQUENCE":
-            return _sequence_weights(weights, batch.get("decoder_segment_ids"))
-    raise UserError(
-        f"loss_normalizing_factor={loss_normalizing_factor!r} is neither a number nor "
-        f"one of {', '.join(NORMALIZING_FACTORS)}"
-    )
+            weights = _sequence_weights(weights, batch.get("decoder_segment_ids"))
+            divided = weights
+        case _:
+            raise UserError(
+                f"loss_normalizing_factor={loss_normalizing_factor!r} is neither a "
+                f"number nor one of {', '.join(NORMALIZING_FACTORS)}"
+            )
+    divisor = total(divided, batch, num_prompts)
+    if "prompt_index" in batch:
+        # A prompt that has no rows here has a loss of 0, not of 0 / 0.
+        divisor = jnp.where(divisor == 0, 1, divisor)
+    return weights, divisor
 
 
-def _sequence_weights(weights: Array, segment_ids: Array | None) -> tuple[Array, Array]:
-    """Weights that sum to 1 within each sequence, and the number of sequences."""
+def _sequence_weights(weights: Array, segment_ids: Array | None) -> Array:
+    """Weights that sum to 1 within each sequence."""
     if segment_ids is None:
         segment_ids = jnp.ones(weights.shape, jnp.int32)
     same = segment_ids[:, :, None] == segment_ids[:, None, :]  # [B, S, S]
-    total = jnp.sum(jnp.where(same, weights[:, None, :], 0.0), axis=-1)
-    scaled = jnp.where(weights > 0, weights / jnp.maximum(total, 1e-9), 0.0)
-    return scaled, jnp.sum(scaled)
+    sums = jnp.sum(jnp.where(same, weights[:, None, :], 0.0), axis=-1)
+    return jnp.where(weights > 0, weights / jnp.maximum(sums, 1e-9), 0.0)

@@ -23,7 +23,9 @@ class Model:
 
     A batch holds ``encoder_input_tokens`` [B, T], ``decoder_input_tokens`` [B, S],
     ``decoder_target_tokens`` [B, S], ``decoder_loss_weights`` [B, S] and, when packed,
-    ``encoder_segment_ids`` [B, T] and ``decoder_segment_ids`` [B, S].
+    ``encoder_segment_ids`` [B, T] and ``decoder_segment_ids`` [B, S]. Where its rows
+    belong to several of the network's E prompts it also holds ``prompt_index`` [B] and
+    ``targets_length`` [B] (see `losses.total`).
 
     Attributes:
       network: the Transformer, which names the prompts.
@@ -117,7 +119,8 @@ class Model:
         Returns:
           The scalar loss, and the metrics ``loss`` and ``z_loss`` (normalised as
           configured), ``token_loss`` (the plain sum over target tokens), ``correct``
-          (tokens predicted right) and ``weight`` (target tokens).
+          (tokens predicted right) and ``weight`` (target tokens). Of a batch that
+          several prompts share, each metric is [E] and the loss their sum.
         """
 
         def of_logits(logits: Array, targets: Array) -> tuple[Array, Array, Array]:
@@ -132,18 +135,20 @@ class Model:
         token_loss, token_z_loss, correct = self._over_targets(
             of_logits, params, batch, dropout_rng
         )
+        num_prompts = len(self.network.prompts)
+        total = lambda values: losses.total(values, batch, num_prompts)
         weights, own_divisor = losses.weights_and_divisor(
-            batch, self.loss_normalizing_factor
+            batch, self.loss_normalizing_factor, num_prompts
         )
         divisor = own_divisor if divisor is None else divisor
-        loss = jnp.sum(token_loss * weights) / divisor
+        loss = total(token_loss * weights) / divisor
         counted = weights > 0
-        return loss, {
+        return jnp.sum(loss), {
             "loss": loss,
-            "z_loss": jnp.sum(token_z_loss * weights) / divisor,
-            "token_loss": jnp.sum(token_loss * counted),
-            "correct": jnp.sum(correct & counted),
-            "weight": jnp.sum(counted),
+            "z_loss": total(token_z_loss * weights) / divisor,
+            "token_loss": total(token_loss * counted),
+            "correct": total(correct & counted),
+            "weight": total(counted),
         }
 
     def score(self, params: Params, batch: Batch) -> Array:  # [B]

@@ -14,13 +14,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning import layers
+from prompt_tuning import layers, residuals
 from prompt_tuning.errors import UserError
 from prompt_tuning.prompts import Prompt, PromptBank
 from prompt_tuning.types import Array
 
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
-    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "dots": jax.checkpoint_policies.save_only_these_names(residuals.PRODUCT),
     "full": None,
 }
 

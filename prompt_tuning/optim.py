@@ -7,7 +7,7 @@ each layer's slice is treated as the matrix it is (`per_layer`).
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -169,6 +169,41 @@ def adamw(
     if max_grad_norm is None:
         return tx
     return optax.chain(optax.clip_by_global_norm(max_grad_norm), tx)
+
+
+def separate(
+    optimizers: Mapping[str, optax.GradientTransformation], rules: trees.Rules
+) -> optax.GradientTransformation:
+    """An optimizer for each part of a tree, as if the other parts were not there.
+
+    `optax.partition` shows every optimizer the whole tree, its parts masked; here each
+    sees its part alone, so that its state, also of what clips the norm of a tree, is
+    that of a run without the others.
+
+    Args:
+      optimizers: by the label of their part.
+      rules: labels of the leaves (see `trees.labels`), each one of ``optimizers``.
+    """
+
+    def parts(tree: PyTree) -> dict[str, PyTree]:
+        labels = trees.labels(tree, rules)
+        return {label: trees.select(tree, labels, label) for label in optimizers}
+
+    def init(params: PyTree) -> dict[str, PyTree]:
+        return {
+            label: optimizers[label].init(part) for label, part in parts(params).items()
+        }
+
+    def update(updates: PyTree, state: PyTree, params: PyTree):
+        own_updates, own_params = parts(updates), parts(params)
+        results = {
+            label: tx.update(own_updates[label], state[label], own_params[label])
+            for label, tx in optimizers.items()
+        }
+        merged = trees.merge(*(moved for moved, _ in results.values()))
+        return merged, {label: new for label, (_, new) in results.items()}
+
+    return optax.GradientTransformation(init, update)
 
 
 def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -2,6 +2,7 @@
 """Pictures: a run by the records in ``metrics.jsonl``, a prompt by its rows."""
 
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,14 @@ from prompt_tuning import report
 from prompt_tuning.checkpoints import files
 
 CURVE_FILE = "learning_curve.png"
+# More names than these would hide the lines that they belong to.
+MOST_NAMES = 12
+# What a record holds beside its values.
+_KEYS = ("split", "step", "prompt")
 
 
 def learning_curve(model_dir: pathlib.Path) -> pathlib.Path | None:
-    """Draws training loss and validation metrics over steps.
+    """Draws training loss and validation metrics over steps; a line for each prompt.
 
     Returns:
       The path of the picture, or None where there is nothing to draw.
@@ -23,6 +28,10 @@ def learning_curve(model_dir: pathlib.Path) -> pathlib.Path | None:
     validation = [r for r in records if r["split"] == "validation"]
     if not train:
         return None
+    path = pathlib.Path(model_dir) / CURVE_FILE
+    if "prompt" in train[0]:
+        _curves_of_many(path, train, validation)
+        return path
     figure = _figure(8, 4.5)
     axes = figure.add_subplot()
     axes.plot([r["step"] for r in train], [r["loss"] for r in train], color="tab:blue")
@@ -30,7 +39,7 @@ def learning_curve(model_dir: pathlib.Path) -> pathlib.Path | None:
     axes.set_ylabel("training loss per target token", color="tab:blue")
     if validation:
         right = axes.twinx()
-        names = [k for k in validation[-1] if k not in ("split", "step")]
+        names = [k for k in validation[-1] if k not in _KEYS]
         for name, color in zip(names, ("tab:orange", "tab:green", "tab:red")):
             right.plot(
                 [r["step"] for r in validation],
@@ -42,9 +51,36 @@ def learning_curve(model_dir: pathlib.Path) -> pathlib.Path | None:
         right.set_ylabel("validation")
         right.legend(loc="lower right")
     axes.set_title(pathlib.Path(model_dir).name)
-    path = pathlib.Path(model_dir) / CURVE_FILE
     _save(figure, path)
     return path
+
+
+def _curves_of_many(
+    path: pathlib.Path, train: Sequence[Mapping], validation: Sequence[Mapping]
+) -> None:
+    """The losses of several prompts, and the means of each one's metrics."""
+    figure = _figure(11, 4.5)
+    left, right = figure.subplots(1, 2)
+    names = dict.fromkeys(r["prompt"] for r in train)
+    for axes, records, label in (
+        (left, train, "training loss per target token"),
+        (right, validation, "validation, mean of the metrics"),
+    ):
+        for name in names:
+            own = [r for r in records if r["prompt"] == name]
+            values = [
+                r["loss"]
+                if axes is left
+                else np.mean([v for k, v in r.items() if k not in _KEYS])
+                for r in own
+            ]
+            axes.plot([r["step"] for r in own], values, "o-", markersize=3, label=name)
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+    if len(names) <= MOST_NAMES:
+        left.legend(fontsize="small")
+    figure.suptitle(path.parent.name)
+    _save(figure, path)
 
 
 def prompt(path: files.Path, norms: np.ndarray, cosines: np.ndarray) -> None:

@@ -111,11 +111,16 @@ class Pace:
     between steps.
     """
 
-    def __init__(self, feed: Prefetch):
+    def __init__(self, feed: Prefetch | None = None):
         self._feed = feed
         self._result: jax.Array | None = None
         self._since = np.zeros(2)
         self._run = self._before = np.zeros(3)  # steps, seconds, seconds waited
+
+    def follow(self, feed: Prefetch) -> None:
+        """Takes the next steps to get their batches from ``feed``."""
+        self._read()
+        self._feed, self._result = feed, None
 
     def step(self, result: jax.Array) -> None:
         """Counts a step that will give ``result``; the first one starts the clock."""

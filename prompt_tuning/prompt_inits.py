@@ -19,6 +19,34 @@ Encode = Callable[[str], Sequence[int]]  # text -> token ids, without EOS
 PromptInit = Callable[[Array, Encode, int], Initializer]
 
 
+def named(text: str, labels: Sequence[str] | None) -> PromptInit:
+    """An initialisation by a text, as lists of prompts name them.
+
+    ``random``, ``sampled_vocab``, ``class_labels`` (with the task's own labels),
+    ``text:TEXT`` or ``saved:PATH``.
+
+    Raises:
+      UserError: none is called so, or the task has no labels.
+    """
+    kind, _, argument = text.partition(":")
+    if kind == "class_labels" and not labels:
+        raise UserError("prompt_init 'class_labels' needs a task with a label set")
+    known: dict[str, Callable[[], PromptInit]] = {
+        "random": random_init,
+        "sampled_vocab": sampled_vocab_init,
+        "class_labels": lambda: class_labels_init(labels or ()),
+    }
+    with_argument = {"text": text_init, "saved": saved_init}
+    if argument and kind in with_argument:
+        return with_argument[kind](argument)
+    if text not in known:
+        raise UserError(
+            f"no prompt_init is called {text!r}: choose {', '.join(known)}, "
+            "text:TEXT or saved:PATH"
+        )
+    return known[text]()
+
+
 def random_init(scale: float = 0.5) -> PromptInit:
     """Uniform in ``[-scale, scale]``."""
     return lambda table, encode, unk_id: initializers.random_uniform(scale)

@@ -59,7 +59,6 @@ class Log:
     def __init__(
         self, model_dir: pathlib.Path | None, steps: int, first: int, *, quiet: bool
     ):
-        self._records = []
         self._path = None
         self._events = None
         if not processes.is_first():
@@ -69,10 +68,8 @@ class Log:
             import tensorboardX
 
             self._path = pathlib.Path(model_dir) / METRICS_FILE
-            self._records = [
-                record for record in read_metrics(model_dir) if record["step"] <= first
-            ]
-            text = "".join(json.dumps(record) + "\n" for record in self._records)
+            kept = [r for r in read_metrics(model_dir) if r["step"] <= first]
+            text = "".join(json.dumps(record) + "\n" for record in kept)
             self._path.write_text(text)
             self._events = tensorboardX.SummaryWriter(
                 str(self._path.parent / "tensorboard"), purge_step=first + 1
@@ -89,7 +86,7 @@ class Log:
         )
         self._plain = not show and not quiet
         self._task = self._bar.add_task("", total=steps, completed=first)
-        self._shown: dict[str, float] = {}
+        self._shown: dict[str, dict[str, float]] = {}  # by prompt
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -104,8 +101,19 @@ class Log:
         """Moves the bar."""
         self._bar.update(self._task, completed=step)
 
-    def training(self, step: int, metrics: Sequence[Mapping[str, np.ndarray]]) -> float:
-        """Records the steps since the last call; returns the loss per target token."""
+    def training(
+        self,
+        step: int,
+        metrics: Sequence[Mapping[str, np.ndarray]],
+        prompt: str = "",
+    ) -> float:
+        """Records the steps since the last call; returns the loss per target token.
+
+        Args:
+          step: the last of them.
+          metrics: of every step.
+          prompt: which of several prompts they belong to.
+        """
         weight = float(sum(m["weight"] for m in metrics))
         tokens = max(weight, 1.0)
         values = {
@@ -113,39 +121,46 @@ class Log:
             "token_accuracy": float(sum(m["correct"] for m in metrics)) / tokens,
             "grad_norm": float(np.mean([m["grad_norm"] for m in metrics])),
         }
-        self._write("train", step, values)
+        self._write("train", step, values, prompt)
         return values["loss"]
 
-    def validation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Records an evaluation."""
-        self._write("validation", step, metrics)
+    def validation(
+        self, step: int, metrics: Mapping[str, float], prompt: str = ""
+    ) -> None:
+        """Records an evaluation (of one of several prompts)."""
+        self._write("validation", step, metrics, prompt)
         if self._plain:
-            text = ", ".join(f"{k} {v:.4f}" for k, v in self._shown.items())
-            say(f"step {step}: {text}")
+            values = self._shown[prompt].items()
+            text = ", ".join(f"{name} {value:.4f}" for name, value in values)
+            say(f"step {step}{prompt and f', {prompt}'}: {text}")
 
     def pace(self, step: int, values: Mapping[str, float]) -> None:
         """Records `prefetch.Pace`, apart from what a repeated run gives again."""
         if values:
             self._write("pace", step, values)
 
-    def evaluated_steps(self) -> list[int]:
-        """Steps whose evaluation is on record."""
-        return [r["step"] for r in self._records if r["split"] == "validation"]
-
-    def _write(self, split: str, step: int, values: Mapping[str, float]) -> None:
-        record = {"split": split, "step": step, **values}
-        self._records.append(record)
-        self._shown.update({k: float(v) for k, v in values.items() if k != "grad_norm"})
-        self._bar.update(
-            self._task,
-            completed=step,
-            description=" ".join(f"{k} {v:.3f}" for k, v in self._shown.items()),
-        )
+    def _write(
+        self, split: str, step: int, values: Mapping[str, float], prompt: str = ""
+    ) -> None:
+        whose = {"prompt": prompt} if prompt else {}
+        record = {"split": split, "step": step, **whose, **values}
+        shown = {k: float(v) for k, v in values.items() if k != "grad_norm"}
+        self._shown.setdefault(prompt, {}).update(shown)
+        self._bar.update(self._task, completed=step, description=self._description())
         if self._path is not None:
             with self._path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             for name, value in values.items():
-                self._events.add_scalar(f"{split}/{name}", value, step)
+                tag = "/".join(filter(None, (split, name, prompt)))
+                self._events.add_scalar(tag, value, step)
+
+    def _description(self) -> str:
+        """The newest values; of several prompts their means."""
+        found: dict[str, list[float]] = {}
+        for values in self._shown.values():
+            for name, value in values.items():
+                found.setdefault(name, []).append(value)
+        return " ".join(f"{k} {np.mean(v):.3f}" for k, v in found.items())
 
 
 @contextlib.contextmanager

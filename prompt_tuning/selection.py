@@ -7,7 +7,7 @@ one it is; a resumed run therefore ends with the same leaves as one that never s
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -43,11 +43,16 @@ class Selection:
         metric: str | None = None,
         patience: int = 0,
         keep_last: bool = False,
+        name: str = "",
     ):
-        """Knows of no evaluation yet; see `train.Schedule` for the arguments."""
+        """Knows of no evaluation yet; see `progress.Schedule` for the arguments.
+
+        The best leaves of one of several prompts have a folder by its ``name``.
+        """
         self.best: Best | None = None
         self.stale = 0
         self._model_dir = model_dir
+        self._name = name
         self._metric = metric
         self._patience = patience
         self._keep_last = keep_last
@@ -63,7 +68,7 @@ class Selection:
         Raises:
           UserError: there is no metric of the name that is to decide.
         """
-        value = _value(metrics, self._metric)
+        value = selection_value(metrics, self._metric)
         if self.best is None or value > self.best.value or self._keep_last:
             self.best = Best(step, value, dict(metrics), host_copy(tuned))
             self.stale = 0
@@ -76,43 +81,37 @@ class Selection:
         if self.best is None:
             return None
         fields = ("step", "value", "metrics")
-        return {name: getattr(self.best, name) for name in fields}
+        best = {name: getattr(self.best, name) for name in fields}
+        return {**best, "stale": self.stale}
 
-    def resume(
-        self, record: Mapping[str, Any] | None, evaluated_steps: Sequence[int]
-    ) -> None:
-        """Goes on from what `record` gave.
-
-        Args:
-          record: what the checkpoint says.
-          evaluated_steps: of all evaluations up to the checkpoint, in process 0.
-        """
+    def resume(self, record: Mapping[str, Any] | None) -> None:
+        """Goes on from what `record` gave."""
         if record is None:
             return
-        path = _file(self._model_dir, record["step"])
+        path = _file(self._model_dir, self._name, record["step"])
         with files.reading(path, "the best parameters of a run") as file:
             tuned = trees.unflatten({n: file.get_tensor(n) for n in file.keys()})  # noqa: SIM118
-        self.best = Best(**record, tuned=tuned)
-        stale = sum(step > self.best.step for step in evaluated_steps)
-        self.stale = processes.agreed(stale)
+        best = dict(record)
+        self.stale = best.pop("stale")
+        self.best = Best(**best, tuned=tuned)
 
     def drop_others(self) -> None:
         """Deletes the files that no checkpoint can ask for any more."""
         if self.best is not None and processes.is_first():
-            keep = _file(self._model_dir, self.best.step)
+            keep = _file(self._model_dir, self._name, self.best.step)
             for path in keep.parent.glob("*.safetensors"):
                 if path != keep:
                     path.unlink()
 
     def _write(self, best: Best) -> None:
         if self._model_dir is not None:
-            path = _file(self._model_dir, best.step)
+            path = _file(self._model_dir, self._name, best.step)
             tensors = trees.flatten(best.tuned)
             processes.in_first(lambda: files.write(path, tensors, {}))
 
 
-def _file(model_dir: files.Path, step: int) -> pathlib.Path:
-    return pathlib.Path(model_dir) / "best" / f"{step}.safetensors"
+def _file(model_dir: files.Path, name: str, step: int) -> pathlib.Path:
+    return pathlib.Path(model_dir) / "best" / name / f"{step}.safetensors"
 
 
 def host_copy(tree: Params) -> Params:
@@ -120,7 +119,12 @@ def host_copy(tree: Params) -> Params:
     return jax.tree.map(lambda leaf: np.array(processes.whole(leaf)), tree)
 
 
-def _value(metrics: Mapping[str, float], name: str | None) -> float:
+def selection_value(metrics: Mapping[str, float], name: str | None) -> float:
+    """What evaluations are compared by: a metric, or the mean of all.
+
+    Raises:
+      UserError: there is no such metric.
+    """
     if name is None:
         return float(np.mean(list(metrics.values())))
     if name not in metrics:

@@ -56,7 +56,7 @@ def make_train_step(
 
     Returns:
       ``(state, frozen, batch) -> (state, metrics)``; the metrics are those of
-      `Model.loss`, and ``grad_norm``.
+      `Model.loss`, and ``grad_norm``, which has their shape.
     """
 
     def gradient(
@@ -88,7 +88,9 @@ def make_train_step(
         )
         # The total must not depend on how the rows are cut, so every part is divided
         # by what the whole batch holds.
-        _, divisor = losses.weights_and_divisor(batch, model.loss_normalizing_factor)
+        _, divisor = losses.weights_and_divisor(
+            batch, model.loss_normalizing_factor, len(model.network.prompts)
+        )
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype),
             jax.eval_shape(
@@ -104,6 +106,13 @@ def make_train_step(
         indices = jnp.arange(num_microbatches)
         return jax.lax.scan(body, zeros, (indices, parts))[0]
 
+    def norms(grads: Params, batch: Batch) -> Array:  # [] or [E]
+        if "prompt_index" not in batch:
+            return optax.global_norm(grads)
+        # Prompts that are not tuned any more have no gradient.
+        own = [grads["prompts"].get(prompt.name) for prompt in model.network.prompts]
+        return jnp.stack([optax.global_norm(grad) for grad in own])
+
     def train_step(state: TrainState, frozen: Params, batch: Batch):
         if num_microbatches == 1:
             grads, metrics = gradient(state, frozen, batch, 0, None)
@@ -111,7 +120,7 @@ def make_train_step(
             grads, metrics = accumulated(state, frozen, batch)
         updates, opt_state = tx.update(grads, state.opt_state, state.tuned)
         tuned = optax.apply_updates(state.tuned, updates)
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = norms(grads, batch)
         return state.replace(
             step=state.step + 1, tuned=tuned, opt_state=opt_state
         ), metrics

@@ -13,16 +13,17 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.feature_converter import PromptFeatureConverter
 from prompt_tuning.lengths import Fill, LengthReport, length_report
 from prompt_tuning.local_task import LocalTask
+from prompt_tuning.members import Batches
 from prompt_tuning.prompts import Prompt
 from prompt_tuning.tasks import features, labels, local_file
 from prompt_tuning.template import Template
-from prompt_tuning.train import Batches
 
 
 class TaskData:
     """A registered task or mixture with the lengths and prompts of a run.
 
     Attributes:
+      prompts: those that rows may carry.
       vocabulary: of inputs and targets.
       labels: the label set, or None where answers are free text.
       converter: places the prompts' virtual ids, one example a row.
@@ -48,7 +49,7 @@ class TaskData:
             module = None
         self._name = name
         self._lengths = dict(task_feature_lengths)
-        self._prompts = tuple(prompts)
+        self.prompts = tuple(prompts)
         self._vocab_size = vocab_size
         self._placement = placement
         self._provider = examples.find(name, module)
@@ -74,7 +75,7 @@ class TaskData:
         return data.make_converter(
             self._provider,
             self._lengths,
-            self._prompts,
+            self.prompts,
             self._vocab_size,
             self._placement,
             pack,
@@ -113,7 +114,7 @@ class TaskData:
             self._name,
             split=split,
             task_feature_lengths=self._lengths,
-            prompts=self._prompts,
+            prompts=self.prompts,
             vocab_size=self._vocab_size,
             placement=self._placement,
             batch_size=batch_size,

@@ -3,93 +3,43 @@
 
 `fit` moves the tuned leaves of a model, evaluates them on the way, keeps the best ones
 and resumes from its last checkpoint as if it had never stopped. At its end it proves
-that the frozen leaves are, byte for byte, what they were at the start.
+that the frozen leaves are, byte for byte, what they were at the start. `fit_many` is
+that loop for any number of prompts at once, each of which ends where it would alone.
 
 Several processes run the same loop, each with its rows of a batch. Process 0 writes the
 files and decides; checkpoints are written by all.
 """
 
 import contextlib
-import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
-from prompt_tuning import methods, plots, processes, report, sharding, trees
-from prompt_tuning.checkpoints.state import Checkpoints
-from prompt_tuning.errors import UserError
+from prompt_tuning import (
+    members,
+    methods,
+    mixing,
+    plots,
+    processes,
+    report,
+    sharding,
+    trees,
+)
+from prompt_tuning.members import Batches, Evaluate, Member, Result
 from prompt_tuning.model import Model
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.prefetch import Pace, Prefetch
-from prompt_tuning.selection import Best, Selection, host_copy
-from prompt_tuning.step import TrainState, make_train_step
-from prompt_tuning.types import Array, Batch, Params, PyTree
+from prompt_tuning.progress import Progress, Schedule
+from prompt_tuning.step import make_train_step
+from prompt_tuning.types import Array, Batch, Params
 
-# From a batch's number to the batches from there on: what makes a run resumable.
-Batches = Callable[[int], Iterator[Mapping[str, np.ndarray]]]
-# From the tuned and frozen leaves to the validation metrics.
-Evaluate = Callable[[Params, Params], Mapping[str, float]]
 # From a batch as drawn to one on the devices.
 Place = Callable[[Mapping[str, Any]], Batch]
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """When things happen, in steps; a period of 0 means never.
-
-    Attributes:
-      steps: the step at which training ends.
-      eval_period: steps between evaluations; the last step is always evaluated.
-      checkpoint_period: steps between checkpoints; the last step is always saved.
-      log_period: steps between records of the loss.
-      patience: evaluations without a better metric after which training stops; 0
-        trains to the end.
-      metric: the metric that chooses the best parameters (higher is better); None
-        takes the mean of all metrics, as the paper does where a task has several.
-      keep_last: take the last evaluation for the best, whatever its metrics.
-    """
-
-    steps: int
-    eval_period: int = 0
-    checkpoint_period: int = 0
-    log_period: int = 10
-    patience: int = 0
-    metric: str | None = None
-    keep_last: bool = False
-
-    def due(self, step: int, period: int) -> bool:
-        """Whether ``step`` ends a period or the run."""
-        return step == self.steps or bool(period) and step % period == 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a run ends with.
-
-    Attributes:
-      tuned: the best tuned leaves where there was an evaluation, else the last.
-      step: the step that ``tuned`` comes from.
-      last_step: the step that the run reached.
-      metrics: the validation metrics of ``tuned``.
-      loss: mean loss per target token over the last log period.
-      seconds: wall time of this call.
-      pace: ``steps_per_second`` and ``input_idle``, the share of the time that the
-        devices waited for data (see `prefetch.Pace`); empty after a single step.
-    """
-
-    tuned: Params
-    step: int
-    last_step: int
-    metrics: dict[str, float]
-    loss: float
-    seconds: float
-    pace: dict[str, float]
 
 
 def fit(
@@ -132,94 +82,147 @@ def fit(
         finite, or the metric asked for does not exist.
       RuntimeError: a frozen leaf changed, which would be a defect of this library.
     """
+    results = fit_many(
+        model,
+        params,
+        rules,
+        [Member("", tx, batches, evaluate)],
+        schedule,
+        key=key,
+        model_dir=model_dir,
+        num_microbatches=num_microbatches,
+        partitioner=partitioner,
+        quiet=quiet,
+    )
+    return results[""]
+
+
+def fit_many(
+    model: Model,
+    params: Params,
+    rules: trees.Rules,
+    everyone: Sequence[Member],
+    schedule: Schedule,
+    *,
+    key: Array,
+    model_dir: pathlib.Path | None = None,
+    num_microbatches: int = 1,
+    partitioner: Partitioner | None = None,
+    quiet: bool = False,
+) -> dict[str, Result]:
+    """Tunes several prompts of a network side by side, on one copy of what is frozen.
+
+    Every batch holds a batch of each prompt. A prompt whose patience is over, or whose
+    loss is not finite, leaves: its rows drop out of the batches, and the others go on
+    as if nothing had happened, with a step that is compiled anew.
+
+    Args:
+      model: network and objective; the network's prompts are those tuned.
+      params: see `fit`.
+      rules: see `fit`.
+      everyone: the prompts.
+      schedule: lengths and periods, the same for all.
+      key: see `fit`.
+      model_dir: see `fit`.
+      num_microbatches: see `fit`.
+      partitioner: see `fit`.
+      quiet: see `fit`.
+
+    Returns:
+      What `fit` would return for each, by name; a prompt whose loss was not finite is
+      left out.
+
+    Raises:
+      UserError: see `fit`; a loss that is not finite matters if all are.
+      RuntimeError: see `fit`.
+    """
     started = time.monotonic()
     mesh = None if partitioner is None else partitioner.mesh
     tuned, frozen = methods.split(params, rules)
     frozen_bytes = trees.fingerprint(frozen)
-    # A step donates its state's buffers, and the caller's arrays must survive it.
-    tuned = jax.tree.map(lambda x: jax.numpy.array(x, jax.numpy.float32), tuned)
-    state = TrainState.create(tuned, tx, key)
-    if processes.count() > 1:
-        # An array on one process's device can neither be saved nor meet the others'.
-        state = sharding.replicate(state, mesh)
-    abstract, places = _places(state)
-    selection = Selection(
-        model_dir, schedule.metric, schedule.patience, schedule.keep_last
+    progress = Progress(
+        model.network.prompts,
+        everyone,
+        tuned,
+        schedule,
+        key=key,
+        model_dir=model_dir,
+        mesh=mesh,
     )
-    checkpoints = record = None
-    if model_dir is not None:
-        checkpoints = Checkpoints(model_dir)
-        if checkpoints.latest_step() is not None:
-            state, position, record = checkpoints.restore(abstract)
-            report.say(f"resuming from step {position['batch']} in {model_dir}")
     report.parameter_counts(tuned, frozen)
-
-    train_step = jax.jit(
-        make_train_step(model, tx, num_microbatches),
-        donate_argnums=0,
-        out_shardings=(places, None),
-    )
-    first = int(state.step)
-    log = report.Log(model_dir, schedule.steps, first, quiet=quiet)
-    selection.resume(record, log.evaluated_steps())
-    last = first if selection.is_over else schedule.steps
+    log = report.Log(model_dir, schedule.steps, progress.step, quiet=quiet)
+    streams = {m.name: m.batches(progress.step) for m in progress.active}
+    mixed = None
+    if not members.alone(everyone):
+        mixed = mixing.Mixed(
+            streams,
+            model.network.prompts,
+            model.network.config.vocab_size,
+            progress.step,
+            _grain(mesh, num_microbatches),
+        )
+    ahead, late = _placing(mesh)
+    pace = Pace()
     pending: list[dict[str, Array]] = []
-    loss, step = math.nan, first
     with contextlib.ExitStack() as stack:
         stack.enter_context(log)
         if partitioner is not None:
             stack.enter_context(sharding.partitioned(mesh, partitioner.rules))
-        ahead, late = _placing(mesh)
-        feed = stack.enter_context(Prefetch(batches(first), ahead))
-        pace = Pace(feed)
-        for step, batch in zip(range(first + 1, last + 1), feed, strict=False):
-            state, metrics = train_step(state, frozen, late(batch))
-            pace.step(metrics["loss"])
-            pending.append(metrics)
-            if schedule.due(step, schedule.log_period):
-                loss = log.training(step, jax.device_get(pending))
-                log.pace(step, pace.lap())
-                pending = []
-                if not math.isfinite(loss):
-                    raise UserError(
-                        f"the loss is {loss} at step {step}: lower the learning rate"
+        # A turn ends when somebody leaves, the last one with the run.
+        while progress.active and progress.step < schedule.steps:
+            others = trees.merge(frozen, progress.part())
+            tx = members.optimizer(progress.active)
+            train_step = jax.jit(
+                make_train_step(model, tx, num_microbatches),
+                donate_argnums=0,
+                out_shardings=(progress.places()[1], None),
+            )
+            if mixed is not None:
+                mixed.go_on(progress.step, [m.name for m in progress.active])
+            with Prefetch(mixed or streams[""], ahead) as feed:
+                pace.follow(feed)
+                for batch in feed:
+                    progress.state, metrics = train_step(
+                        progress.state, others, late(batch)
                     )
-            else:
-                log.advance(step)
-            if evaluate is not None and schedule.due(step, schedule.eval_period):
-                with pace.paused():
-                    values = processes.agreed(dict(evaluate(state.tuned, frozen)))
-                    selection.consider(step, values, state.tuned)
-                    log.validation(step, values)
-            if checkpoints and (
-                selection.is_over or schedule.due(step, schedule.checkpoint_period)
-            ):
-                with pace.paused():
-                    record = selection.record()
-                    checkpoints.save(step, state, {"batch": step}, record)
-                    selection.drop_others()
-            if selection.is_over:
-                report.say(
-                    f"stopped at step {step}: {schedule.patience} evaluations without a "
-                    f"better metric than {selection.best.value:.4f} of step "
-                    f"{selection.best.step}"
-                )
-                break
+                    progress.step += 1
+                    pace.step(metrics["loss"])
+                    pending.append(metrics)
+                    if schedule.due(progress.step, schedule.log_period):
+                        progress.log_losses(log, jax.device_get(pending))
+                        log.pace(progress.step, pace.lap())
+                        pending = []
+                    else:
+                        log.advance(progress.step)
+                    if schedule.due(progress.step, schedule.eval_period):
+                        with pace.paused():
+                            progress.evaluate(log, frozen)
+                    someone_leaves = progress.settle()
+                    if progress.is_to_be_saved:
+                        with pace.paused():
+                            progress.save()
+                    if someone_leaves or progress.step == schedule.steps:
+                        break
+                else:
+                    break
     if trees.fingerprint(frozen) != frozen_bytes:
         raise RuntimeError("a frozen parameter changed during training")
     report.say(f"frozen parameters unchanged (sha256 {frozen_bytes[:12]})")
     if model_dir is not None:
         processes.in_first(lambda: plots.learning_curve(model_dir))
-    chosen = selection.best or Best(step, math.nan, {}, host_copy(state.tuned))
-    return Result(
-        tuned=chosen.tuned,
-        step=chosen.step,
-        last_step=step,
-        metrics=chosen.metrics,
-        loss=loss,
-        seconds=time.monotonic() - started,
-        pace=pace.run(),
-    )
+    return progress.results(time.monotonic() - started, pace.run())
+
+
+def _grain(mesh: jax.sharding.Mesh | None, num_microbatches: int) -> int:
+    """What the rows that a process draws for several prompts are filled up to.
+
+    When prompts leave, the rows of the others need not divide any more over devices
+    that the rows of all did divide over.
+    """
+    if mesh is None:
+        return num_microbatches
+    shards = mesh.shape[sharding.DATA]
+    return shards // math.gcd(shards, processes.count()) * num_microbatches
 
 
 def _placing(mesh: jax.sharding.Mesh | None) -> tuple[Place, Place]:
@@ -233,13 +236,3 @@ def _placing(mesh: jax.sharding.Mesh | None) -> tuple[Place, Place]:
         return jax.device_put, leave
     place = lambda batch: sharding.shard_batch(batch, mesh)
     return (leave, place) if sharding.shares_rows(mesh) else (place, leave)
-
-
-def _places(state: TrainState) -> tuple[TrainState, PyTree | None]:
-    """A state as shapes, and where it stays; one process leaves that to the compiler."""
-    if processes.count() == 1:
-        return jax.eval_shape(lambda: state), None
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )
-    return abstract, jax.tree.map(lambda x: x.sharding, state)

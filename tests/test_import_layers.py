@@ -18,6 +18,7 @@ LAYERS = {
     "vocabulary": ("errors", "types", "processes", "trees"),
     "pure pieces": (
         "quantization",
+        "residuals",
         "layers",
         "losses",
         "initializers",
@@ -32,8 +33,9 @@ LAYERS = {
         "partitioning",
         "template",
         "buckets",
+        "variants",
     ),
-    "network and methods": ("prompts", "network", "methods"),
+    "network and methods": ("prompts", "mixing", "network", "methods"),
     "the tuned model": ("model", "step"),
     "the outside world": (
         "checkpoints",
@@ -62,6 +64,8 @@ LAYERS = {
         "plots",
         "prefetch",
         "selection",
+        "members",
+        "progress",
         "train",
         "topologies",
         "planning",
@@ -112,6 +116,8 @@ LAYERS = {
     "the command line": (
         "commands",
         "commands.common",
+        "commands.prompted",
+        "commands.tuned",
         "commands.train",
         "commands.evaluate",
         "commands.infer",

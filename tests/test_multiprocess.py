@@ -252,8 +252,9 @@ def same_records(found: list[dict], expected: list[dict]) -> None:
     )
     assert [list(r) for r in found] == [list(r) for r in expected]
     for ours, theirs in zip(found, expected, strict=True):
-        assert (ours["split"], ours["step"]) == (theirs["split"], theirs["step"])
-        for name in ours.keys() - {"split", "step"}:
+        which = [name for name in ("split", "step", "prompt") if name in ours]
+        assert [ours[name] for name in which] == [theirs[name] for name in which]
+        for name in ours.keys() - set(which):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5)
 
 
@@ -369,6 +370,36 @@ def test_the_first_process_alone_writes_and_prints(pair):
     assert first.count('"best_step"') == 3 and first.count("resuming from step 2") == 1
     for said in ("best_step", "resuming", "parameters", "wrote", "loss", "metrics"):
         assert said in first and said not in second
+
+
+@pytest.mark.slow
+def test_two_processes_tune_several_prompts_as_one_does(arguments, tmp_path):
+    """One of them leaves on the way: no evaluation is better than its first."""
+    prompts = [
+        {"name": "still", "learning_rate": 1e-9},
+        {"name": "moving", "eval_split": None, "prompt_length": 5},
+    ]
+
+    def words(run, steps):
+        values = {"TRAIN_STEPS": steps, "EARLY_STOPPING_PATIENCE": 1}
+        return arguments("train", MODEL_DIR=run, PROMPTS=prompts, **values)
+
+    for name, count, devices in (("two", 2, 2), ("one", 1, 1)):
+        run = tmp_path / name / "run"
+        together(count, devices, tmp_path / name, words(run, 5), words(run, 7))
+    two, one = tmp_path / "two/run", tmp_path / "one/run"
+    same_records(report.read_metrics(two), report.read_metrics(one))
+    assert names(two) == names(one)
+    for each in prompts:
+        file = f"prompts/{each['name']}.safetensors"
+        np.testing.assert_allclose(
+            prompt_file.load_prompt(two / file)[0],
+            prompt_file.load_prompt(one / file)[0],
+            rtol=1e-5,
+            atol=1e-5,
+        )
+    rows = json.loads((two / "results.json").read_text())["prompts"]
+    assert {row["name"]: row["last_step"] for row in rows} == {"still": 4, "moving": 7}
 
 
 @pytest.mark.slow

@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``train``: tunes a prompt, or the whole model, on a task.
+"""``train``: tunes a prompt, several prompts, or the whole model, on tasks.
 
 Modules that load TensorFlow are imported inside the function, so that the commands that
 do without it start at once; the same holds for the commands beside this one.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import numpy as np
 import optax
 
 from prompt_tuning import (
     base,
+    members,
     methods,
     processes,
     quantization,
@@ -24,8 +23,8 @@ from prompt_tuning import (
     trees,
 )
 from prompt_tuning import train as training
-from prompt_tuning.base import BaseModel
-from prompt_tuning.checkpoints import model_file, prompt_file
+from prompt_tuning.checkpoints import model_file
+from prompt_tuning.commands import prompted, tuned
 from prompt_tuning.commands.common import (
     PROMPT_FILE,
     RESULTS_FILE,
@@ -43,7 +42,7 @@ from prompt_tuning.network import T5Config, Transformer
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.planning import checks
 from prompt_tuning.planning.workload import Workload
-from prompt_tuning.prompt_inits import PromptInit, sampled_vocab_init
+from prompt_tuning.prompt_inits import PromptInit
 from prompt_tuning.prompts import Prompt
 
 
@@ -63,7 +62,7 @@ def train(
     train_split: str = "train",
     eval_split: str | None = "validation",
     prompt_length: int = 100,
-    prompt_init: PromptInit | None = None,
+    prompt_init: PromptInit | str | None = None,
     placement: str = "prepend",
     eval_batch_size: int = 64,
     eval_period: int = 1000,
@@ -81,11 +80,13 @@ def train(
     partitioner: Partitioner | None = None,
     num_microbatches: int = 1,
     num_eval_examples: int | None = None,
+    prompts: Sequence[Mapping[str, Any]] | None = None,
+    optimizer_at: Callable[[float], optax.GradientTransformation] | None = None,
     on_start: OnStart | None = None,
 ) -> dict[str, Any]:
-    """Tunes a prompt, or the whole model, on a task.
+    """Tunes a prompt, several prompts, or the whole model.
 
-    Writes into ``model_dir``: ``prompt.safetensors`` (or ``model/``),
+    Writes into ``model_dir``: ``prompt.safetensors`` (or ``prompts/``, or ``model/``),
     ``metrics.jsonl``, TensorBoard events, ``learning_curve.png``, ``results.json`` and
     checkpoints, from which the same command resumes.
 
@@ -105,7 +106,8 @@ def train(
       train_split: split to tune on.
       eval_split: split that chooses the best step; None keeps the last.
       prompt_length: positions of the prompt; 0 for methods without one.
-      prompt_init: how it starts; sampled vocabulary by default.
+      prompt_init: how it starts (see `prompt_inits.named` for texts); sampled
+        vocabulary by default.
       placement: 'prepend', 'append' or 'after_bos'.
       eval_batch_size: rows of an evaluation batch.
       eval_period: steps between evaluations.
@@ -123,45 +125,69 @@ def train(
       partitioner: how to spread over devices; by default a whole model on each.
       num_microbatches: parts of a batch whose gradients are added up.
       num_eval_examples: evaluate on the first so many examples only.
+      prompts: several prompts to tune side by side: for each, the values in which it
+        differs from this run's own (see `variants` and `prompted.OWN_VALUES`).
+      optimizer_at: makes the optimizer at another learning rate, for ``prompts`` that
+        give one.
       on_start: called with the folder before anything else is written to it.
 
     Returns:
       The content of ``results.json``.
     """
-    from prompt_tuning import evaluate as evaluation
-    from prompt_tuning.task_data import TaskData
-
     rules = methods.rules_of(method)
     weights_dtype = methods.weights_dtype(method, frozen_dtype)
     if train_steps < 1:
         raise UserError(f"TRAIN_STEPS={train_steps} must be 1 or more")
+    if prompts is not None and not prompt_length:
+        raise UserError(
+            f"PROMPTS lists prompts, but {method} tunes none: leave PROMPTS out or use "
+            "a method file of prompt tuning"
+        )
+    specs = prompted.specs(
+        prompted.PromptSpec(
+            mixture_or_task_name=mixture_or_task_name,
+            mixture_or_task_module=mixture_or_task_module,
+            local_task=local_task,
+            task_feature_lengths=task_feature_lengths,
+            train_split=train_split,
+            eval_split=eval_split,
+            batch_size=batch_size,
+            prompt_length=prompt_length,
+            prompt_init=prompt_init,
+            placement=placement,
+            seed=seed,
+        ),
+        prompts,
+    )
     partitioner = partitioner or Partitioner()
-    partitioner.check_batch(batch_size, num_microbatches)
+    if prompts is None:
+        partitioner.check_batch(batch_size, num_microbatches)
     check_eval_batch(eval_batch_size, partitioner)
     folder = writable_folder(model_dir, on_start)
-    prompts = ()
-    if prompt_length:
-        prompts = (Prompt(mixture_or_task_name.replace("/", "_"), prompt_length),)
-    task = TaskData(
-        mixture_or_task_name,
-        mixture_or_task_module,
-        local_task,
-        task_feature_lengths,
-        prompts,
-        config.vocab_size,
-        placement,
-    )
-    batches = task.batches(train_split, batch_size, seed, pack=pack)
-    fill = task.fill(train_split, batch_size, pack=pack)
-    if eval_split is not None:
-        task.check(eval_split)
+    tasks = prompted.Tasks(config.vocab_size)
+    batches = {}
+    for spec in specs:
+        task = tasks.of(spec)
+        batches[spec.name] = task.batches(
+            spec.train_split, spec.batch_size, spec.seed, pack=pack
+        )
+        if spec.eval_split is not None:
+            task.check(spec.eval_split)
+    fill = None
+    if prompts is None:
+        fill = tasks.of(specs[0]).fill(train_split, batch_size, pack=pack)
+    longest = {
+        name: max(spec.task_feature_lengths[name] for spec in specs)
+        for name in task_feature_lengths
+    }
     work = Workload(
         dataclasses.replace(config, dtype=base.resolve_dtype(activation_dtype)),
-        batch_size,
-        *(task_feature_lengths[name] for name in ("inputs", "targets")),
+        sum(spec.batch_size for spec in specs),
+        longest["inputs"],
+        longest["targets"],
         optimizer,
         method,
-        prompt_length,
+        max(spec.prompt_length for spec in specs),
         weights_dtype
         if weights_dtype == quantization.INT8
         else base.resolve_dtype(weights_dtype),
@@ -177,106 +203,85 @@ def train(
         activation_dtype=activation_dtype,
         partitioner=partitioner,
     )
+    if prompts is None:
+        bank = tasks.of(specs[0]).prompts
+    else:
+        bank = tuple(Prompt(spec.name, spec.prompt_length) for spec in specs)
     model = Model(
-        Transformer(source.config, prompts),
+        Transformer(source.config, bank),
         z_loss,
         label_smoothing,
         loss_normalizing_factor,
     )
-    prompt_key, dropout_key = jax.random.split(jax.random.key(seed))
     params = source.params
-    if prompts:
-        make = prompt_init or sampled_vocab_init()
-        start = start_prompt(source, make, task.vocabulary, prompt_length, prompt_key)
-        params = trees.merge(params, {"prompts": {prompts[0].name: start}})
-
-    evaluate_step = None
-    if eval_split is not None:
-        evaluator = evaluation.Evaluator(
-            mixture_or_task_name,
-            eval_split,
-            task_feature_lengths,
-            task.converter,
-            evaluation.Answerer(
-                model,
-                task.vocabulary,
-                labels=task.labels,
-                max_decode_len=task_feature_lengths["targets"],
-                mesh=source.mesh,
+    if bank:
+        starts = {
+            prompt.name: prompted.start(source, tasks.of(spec), spec)
+            for prompt, spec in zip(bank, specs, strict=True)
+        }
+        params = trees.merge(params, {"prompts": starts})
+    everyone = [
+        members.Member(
+            spec.name,
+            prompted.optimizer_of(spec, optimizer, optimizer_at),
+            batches[spec.name],
+            tasks.evaluate(
+                spec, model, source.mesh, eval_batch_size, num_eval_examples
             ),
-            batch_size=eval_batch_size,
-            num_examples=num_eval_examples,
         )
-        evaluate_step = lambda tuned, frozen: (
-            evaluator(trees.merge(tuned, frozen)).metrics
-        )
-    result = training.fit(
+        for spec in specs
+    ]
+    found = training.fit_many(
         model,
         params,
         rules,
-        optimizer,
-        batches,
+        everyone,
         training.Schedule(
             train_steps, eval_period, checkpoint_period, log_period, patience, metric
         ),
-        key=dropout_key,
+        key=prompted.keys(seed)[1],
         model_dir=folder,
-        evaluate=evaluate_step,
         num_microbatches=num_microbatches,
         partitioner=source.partitioner,
     )
-    results = {
-        "task": mixture_or_task_name,
+    facts = {
         "method": method,
         "base_model": source.identity,
-        "best_step": result.step,
-        "last_step": result.last_step,
-        "loss": result.loss,
-        "pace": result.pace,
-        "validation": result.metrics,
-        "tokens_share": {"encoder": fill.encoder, "decoder": fill.decoder},
         "seed": seed,
         "versions": versions(),
     }
-    if prompts:
-        card = {
-            "method": method,
-            "length": prompt_length,
-            "width": config.emb_dim,
-            "placement": placement,
-            "template": None if local_task is None else local_task.template,
+    if prompts is None:
+        (spec,), (result,) = specs, found.values()
+        results = {
             "task": mixture_or_task_name,
-            "labels": task.labels,
-            "vocabulary": task.vocabulary_name,
-            "vocabulary_fingerprint": task.vocabulary_fingerprint,
-            "task_feature_lengths": dict(task_feature_lengths),
-            "base_model": source.identity,
-            "recipe": {"steps": result.step, "batch_size": batch_size, "seed": seed},
-            "metric": result.metrics,
-            "versions": results["versions"],
+            **facts,
+            "best_step": result.step,
+            "last_step": result.last_step,
+            "loss": result.loss,
+            "pace": result.pace,
+            "validation": result.metrics,
+            "tokens_share": {"encoder": fill.encoder, "decoder": fill.decoder},
         }
-        tuned = np.asarray(result.tuned["prompts"][prompts[0].name])
-        processes.in_first(
-            lambda: prompt_file.save_prompt(folder / PROMPT_FILE, tuned, card)
-        )
-        report.say(f"wrote {folder / PROMPT_FILE}")
+        if bank:
+            written = folder / PROMPT_FILE
+            tuned.save(written, spec, tasks.of(spec), result, facts)
+        else:
+            written = folder / TUNED_MODEL
+            processes.in_first(
+                lambda: model_file.save_model(written, result.tuned, results)
+            )
     else:
-        processes.in_first(
-            lambda: model_file.save_model(folder / TUNED_MODEL, result.tuned, results)
+        written = folder / tuned.PROMPTS_FOLDER
+        for spec in specs:
+            if spec.name in found:
+                path = written / f"{spec.name}.safetensors"
+                tuned.save(path, spec, tasks.of(spec), found[spec.name], facts)
+        rows = tuned.ranked(
+            [tuned.row(spec, found.get(spec.name), metric) for spec in specs]
         )
-        report.say(f"wrote {folder / TUNED_MODEL}")
+        pace = next(iter(found.values())).pace
+        results = {**facts, "pace": pace, "best": tuned.best(rows), "prompts": rows}
+        tuned.print_table(rows)
+    report.say(f"wrote {written}")
     processes.in_first(lambda: write_json(folder / RESULTS_FILE, results))
     return results
-
-
-def start_prompt(
-    source: BaseModel, make: PromptInit, vocabulary: Any, length: int, key: jax.Array
-) -> jax.Array:  # [P, H]
-    """The prompt at step 0, float32.
-
-    Raises:
-      UserError: the initialisation does not fit the prompt or the vocabulary.
-    """
-    table = processes.whole(source.table)
-    init = make(table, vocabulary.encode, vocabulary.unk_id)
-    return init(key, (length, source.config.emb_dim), np.float32)
