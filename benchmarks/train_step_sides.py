@@ -105,7 +105,7 @@ class Ours:
         if not self.spec["row"]:
             edges = buckets.edges_for(longest)
             return [
-                self._arrays([[each] for each in group], length, targets)
+                self._arrays([[each] for each in group], length, targets, rows)
                 for group, length in zip(
                     groups, (buckets.fitting(n, edges) for n in longest), strict=True
                 )
@@ -120,17 +120,16 @@ class Ours:
         rows = -(-len(packed) // len(groups))
         targets *= max(map(len, packed))
         return [
-            self._arrays(packed[at : at + rows], self.spec["row"], targets)
+            self._arrays(packed[at : at + rows], self.spec["row"], targets, rows)
             for at in range(0, len(packed), rows)
         ]
 
     def _arrays(
-        self, rows: list[list[Example]], length: int, targets: int
+        self, rows: list[list[Example]], length: int, targets: int, count: int
     ) -> dict[str, Any]:
         shapes = {"encoder_input_tokens": length, "encoder_segment_ids": length}
         for name in ("input_tokens", "target_tokens", "segment_ids"):
             shapes[f"decoder_{name}"] = targets
-        count = -(-len(rows) // 8) * 8 if self.spec["row"] else self.spec["batch"]
         zeros = lambda width: self.np.zeros((count, width), self.np.int32)
         batch = {name: zeros(width) for name, width in shapes.items()}
         for i, row in enumerate(rows):

@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -371,6 +373,18 @@ def test_sigterm_loses_no_accepted_request(tiny_checkpoint, folder, engine):
     for i in answered:
         assert responses[i].status_code == 200
         assert responses[i].json()["answer"] == expected[i]
+
+
+@pytest.mark.slow
+def test_an_idle_connection_outlives_what_clients_keep(tiny_checkpoint, folder):
+    with process(tiny_checkpoint, folder) as (_, address):
+        connection = http.client.HTTPConnection(address.removeprefix("http://"))
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().read()
+        connection.auto_open = 0
+        time.sleep(6)
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().status == 200
 
 
 @pytest.mark.slow

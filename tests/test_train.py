@@ -83,7 +83,7 @@ def test_late_data_are_on_record(prompted, tmp_path):
 
     def slow(start):
         for batch in batches(start):
-            time.sleep(0.2)
+            time.sleep(0.4)
             yield batch
 
     schedule = train.Schedule(8, log_period=4)
@@ -92,12 +92,12 @@ def test_late_data_are_on_record(prompted, tmp_path):
     assert 0 <= quick.pace["input_idle"] < 1
     # Two batches are drawn while the first step is compiled, five in the 7 steps after.
     assert 0.1 < late.pace["input_idle"] < 1
-    assert late.pace["steps_per_second"] < 7 / (5 * 0.2)
+    assert late.pace["steps_per_second"] < 7 / (5 * 0.4)
     for name, leaf in trees.flatten(quick.tuned).items():
         np.testing.assert_array_equal(leaf, trees.flatten(late.tuned)[name])
     records = [r for r in report.read_metrics(tmp_path) if r["split"] == "pace"]
     assert [r["step"] for r in records] == [4, 8]
-    assert all(0 < r["input_idle"] < 1 for r in records)
+    assert all(0 <= r["input_idle"] < 1 for r in records)
 
 
 def test_broken_data_end_the_run_as_they_are(prompted):

@@ -10,6 +10,10 @@ from fastapi import FastAPI
 
 from prompt_tuning.errors import UserError
 
+# Clients commonly drop a connection after five idle seconds. A server that does so at the
+# same time would cut off requests that are on their way.
+KEEP_ALIVE_SECONDS = 75
+
 
 def is_loopback(host: str) -> bool:
     """Whether a server on ``host`` is reached from this machine alone."""
@@ -55,6 +59,7 @@ def run(app: FastAPI, listener: socket.socket, drain_seconds: float) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(drain_seconds)),
     )
     # uvicorn drains on both signals and raises them again after that. A server that was
