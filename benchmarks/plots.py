@@ -35,7 +35,8 @@ def bars(axes: Axes, groups: Mapping[str, Mapping[str, float]], pattern: str) ->
         axes.bar_label(drawn, fmt=pattern, fontsize=7)
     middle = 0.4 - width / 2
     axes.set_xticks([at + middle for at in range(len(groups))], list(groups))
-    axes.legend(fontsize=7)
+    axes.margins(y=0.2)  # room for the legend
+    axes.legend(fontsize=7, loc="upper left", ncols=len(names))
 
 
 def against_peft(left: Axes, right: Axes) -> None:
@@ -90,6 +91,7 @@ def largest_batches(left: Axes, right: Axes) -> None:
             axes.plot(list(fits), list(fits.values()), "o-", label=chip)
         axes.axhline(32, color="black", linewidth=0.8, linestyle=":")
         axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter("{x:.0f}")
         axes.set_xticks(range(len(SIZES)), SIZES)
         axes.set_title(f"largest batch on one chip, {dtype} weights", fontsize=9)
         axes.legend(fontsize=7)

@@ -7,7 +7,7 @@
 prompts of many lengths, while others are added, used and removed. Each answer is
 compared with the engine's own; then the server gets SIGTERM while all clients wait, and
 whatever it had accepted has to be answered. The clients use the same cores as the server,
-so latencies are those of a machine that does both.
+so latencies are those of a machine that does both. They need: pip install aiohttp
 """
 
 import argparse
@@ -22,8 +22,8 @@ import sys
 import tempfile
 import time
 
+import aiohttp
 import environment
-import httpx
 import mixed_inference
 import numpy as np
 
@@ -50,39 +50,43 @@ class Load:
         self.turns = 0
         self.ending = False
 
-    async def client(self, http: httpx.AsyncClient) -> None:
+    async def client(self, http: aiohttp.ClientSession) -> None:
         """Asks for random rows until the end."""
         while not self.ending:
             index = random.randrange(len(self.rows))
             started = time.perf_counter()
             try:
-                response = await http.post(
-                    f"{self.address}/v1/predict", json=self.rows[index]
-                )
-            except httpx.TransportError as error:
+                status, body = await self.ask(http, self.rows[index])
+            except aiohttp.ClientError as error:
                 # While the server ends it takes no connections; before, this is a loss.
                 self.outcomes["not accepted" if self.ending else repr(error)] += 1
                 continue
             self.latencies.append(time.perf_counter() - started)
-            if response.status_code != 200:
-                self.outcomes[f"status {response.status_code}"] += 1
-            elif response.json()["answer"] != self.expected[index]:
+            if status != 200:
+                self.outcomes[f"status {status}"] += 1
+            elif body["answer"] != self.expected[index]:
                 self.outcomes["wrong"] += 1
             else:
                 self.outcomes["right"] += 1
 
-    async def turnover(self, http: httpx.AsyncClient, data: bytes) -> None:
+    async def ask(self, http: aiohttp.ClientSession, row: dict) -> tuple[int, dict]:
+        """The status and the answer to a row."""
+        async with http.post(f"{self.address}/v1/predict", json=row) as response:
+            return response.status, await response.json()
+
+    async def turnover(self, http: aiohttp.ClientSession, data: bytes) -> None:
         """Adds a prompt, uses it and removes it, again and again."""
         row = {**self.rows[0], "prompt": LATE}
         url = f"{self.address}/v1/prompts/{LATE}"
         headers = {"Content-Type": "application/octet-stream"}
         while not self.ending:
-            added = await http.put(url, content=data, headers=headers)
-            answered = await http.post(f"{self.address}/v1/predict", json=row)
-            removed = await http.delete(url)
-            codes = (added.status_code, answered.status_code, removed.status_code)
-            right = answered.json().get("answer") == self.expected[0]
-            if codes == (201, 200, 204) and right:
+            async with http.put(url, data=data, headers=headers) as response:
+                added = response.status
+            answered, body = await self.ask(http, row)
+            async with http.delete(url) as response:
+                removed = response.status
+            codes = (added, answered, removed)
+            if codes == (201, 200, 204) and body["answer"] == self.expected[0]:
                 self.turns += 1
             elif not self.ending:
                 self.outcomes[f"turnover {codes}"] += 1
@@ -92,8 +96,10 @@ class Load:
         self, clients: int, seconds: float, data: bytes, server: subprocess.Popen
     ) -> float:
         """Loads the server, then ends it; returns the seconds until then."""
-        limits = httpx.Limits(max_connections=clients + 1)
-        async with httpx.AsyncClient(timeout=60, limits=limits) as http:
+        timeout = aiohttp.ClientTimeout(total=60)
+        # One connection for each client, and one for the turnover.
+        connector = aiohttp.TCPConnector(limit=clients + 1)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as http:
             tasks = [asyncio.create_task(self.client(http)) for _ in range(clients)]
             turnover = asyncio.create_task(self.turnover(http, data))
             started = time.perf_counter()

@@ -14,6 +14,9 @@ import numpy as np
 
 # Edges are multiples of this, as vector units like it.
 MULTIPLE = 8
+# What starting a batch costs besides its positions, in positions: a device reads all
+# weights for it, in which time it could compute about so many.
+BATCH_POSITIONS = 256
 
 
 def used(tokens: np.ndarray) -> np.ndarray:  # [N, T] -> [N]
@@ -105,7 +108,7 @@ class Group:
     """Rows that make a batch.
 
     Attributes:
-      indices: which rows, [b]; the caller fills b up to the rows of a batch.
+      indices: which rows, [b]; the caller fills b up to a size of a batch.
       length: the edge that they are padded to.
     """
 
@@ -113,22 +116,37 @@ class Group:
     length: int
 
 
-def groups(lengths: Sequence[int], edges: Sequence[int], rows: int) -> list[Group]:
+def groups(
+    lengths: Sequence[int], edges: Sequence[int], sizes: Sequence[int]
+) -> list[Group]:
     """Batches of rows of like lengths, the longest first.
 
-    Rows are sorted by length (those of one length stay in order) and cut into batches,
-    of which the last alone may hold fewer than ``rows``. With batches filled up to
-    ``rows``, no more shapes are compiled than there are edges; memory that does not
-    suffice shows with the first batch.
+    Rows are sorted by length (those of one length stay in order) and cut where that
+    costs least, a batch counting its size times its edge and `BATCH_POSITIONS`. With one
+    size all batches are full but the last. No more shapes are compiled than there are
+    pairs of an edge and a size; memory that does not suffice shows with the first batch.
 
     Args:
       lengths: of every row, [N].
       edges: see `edges`.
-      rows: rows of a batch.
+      sizes: numbers of rows that a batch may be filled up to, ascending.
     """
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
-    parts = (order[at : at + rows] for at in range(0, len(order), rows))
-    return [Group(part, fitting(int(lengths[part[0]]), edges)) for part in parts]
+    count = len(order)
+    fitted = [fitting(int(lengths[index]), edges) for index in order]
+    # least[i]: cost of the rows from the i-th on; later rows are no longer than earlier
+    # ones, so a batch of a size takes as many as that holds.
+    least, taken = [0] * (count + 1), [0] * count
+    for at in reversed(range(count)):
+        least[at], taken[at] = min(
+            (size * fitted[at] + BATCH_POSITIONS + least[min(at + size, count)], size)
+            for size in sizes
+        )
+    found, at = [], 0
+    while at < count:
+        found.append(Group(order[at : at + taken[at]], fitted[at]))
+        at += taken[at]
+    return found
 
 
 def packed_rows(lengths: np.ndarray, room: Sequence[int]) -> int:

@@ -61,8 +61,8 @@ class Engine:
         Args:
           base: the model that the store was made for.
           store: the prompts.
-          batch_sizes: numbers of rows to compile programs for. The greatest is used
-            while there are so many rows, and the rest goes to the smallest that holds it.
+          batch_sizes: numbers of rows to compile programs for. Several let few rows, or
+            rows of unlike lengths, go into batches that they fill (see `buckets.groups`).
           longest: encoder tokens of a row, those of its prompt included; longer rows
             are refused.
           strategy: decodes free text; greedy, 32 tokens, by default.
@@ -190,7 +190,7 @@ class Engine:
                 [i for i, item in enumerate(items) if item.label_shape == shape]
             )
             lengths = [len(items[i].ids) for i in chosen]
-            for group in buckets.groups(lengths, self._edges, self._sizes[-1]):
+            for group in buckets.groups(lengths, self._edges, self._sizes):
                 for part in self._fitting_the_store(items, chosen[group.indices]):
                     rows = [items[i] for i in part]
                     started = self._start(rows, group.length, shape, len(pending))

@@ -229,4 +229,5 @@ def batches_by_length(tokens: np.ndarray, rows: int) -> list[buckets.Group]:
     lengths = buckets.used(tokens)
     longest = np.sort(lengths)[::-1][::rows]
     gain = max(0.05, 1 / len(longest))
-    return buckets.groups(lengths, buckets.edges_for(longest, MOST_LENGTHS, gain), rows)
+    edges = buckets.edges_for(longest, MOST_LENGTHS, gain)
+    return buckets.groups(lengths, edges, [rows])

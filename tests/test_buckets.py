@@ -41,7 +41,7 @@ def test_fitting():
 def test_groups_hold_every_row_once_in_few_shapes():
     lengths = np.random.default_rng(0).integers(3, 85, 201)
     edges = buckets.edges(3, 84)
-    groups = buckets.groups(lengths, edges, 16)
+    groups = buckets.groups(lengths, edges, [16])
     assert [len(group.indices) for group in groups] == [16] * 12 + [9]
     assert sorted(np.concatenate([g.indices for g in groups])) == list(range(201))
     assert {group.length for group in groups} <= set(edges)
@@ -50,9 +50,37 @@ def test_groups_hold_every_row_once_in_few_shapes():
     longest = [lengths[group.indices].max() for group in groups]
     assert longest == sorted(longest, reverse=True)
     # Those of one length stay in order.
-    (group,) = buckets.groups([7, 9, 7, 9], (16,), 4)
+    (group,) = buckets.groups([7, 9, 7, 9], (16,), [4])
     assert group.indices.tolist() == [1, 3, 0, 2]
-    assert buckets.groups([], (16,), 4) == []
+    assert buckets.groups([], (16,), [4]) == []
+
+
+def cost(sizes, lengths, edges):
+    """Of batches of these sizes over the rows by descending length."""
+    ordered, total, at = sorted(lengths, reverse=True), 0, 0
+    for size in sizes:
+        total += buckets.BATCH_POSITIONS + size * buckets.fitting(ordered[at], edges)
+        at += size
+    return total
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_of_several_sizes_cost_least(seed):
+    lengths = np.random.default_rng(seed).integers(3, 400, 9)
+    edges, sizes = buckets.edges(3, 400, 6), (1, 2, 8)
+    groups = buckets.groups(lengths, edges, sizes)
+    assert sorted(np.concatenate([g.indices for g in groups])) == list(range(9))
+    for group in groups:
+        assert group.length == buckets.fitting(lengths[group.indices].max(), edges)
+    found = [buckets.fitting(len(group.indices), sizes) for group in groups]
+    # Every way to cut nine rows, the last batch being filled up.
+    ways = [
+        way
+        for count in range(1, 10)
+        for way in itertools.product(sizes, repeat=count)
+        if sum(way[:-1]) < 9 <= sum(way)
+    ]
+    assert cost(found, lengths, edges) == min(cost(w, lengths, edges) for w in ways)
 
 
 def padded(lengths, edges):
