@@ -8,6 +8,10 @@ does meets both alike, and the one whose turn it is not waits for its next line 
 Before anything is timed, loss and gradient of the prompt are compared: both sides then
 are known to compute the same thing. The optimizer is AdamW on the prompt alone.
 
+Our side has huge pages, as everything that the command line runs (see
+`prompt_tuning.huge_pages`), and PEFT has not; rows of one length are also measured the
+other way. A turn is ``--examples``, so that memory is taken again and again as in training.
+
 ``--real`` takes Rotten Tomatoes sentences instead of rows of one length: PEFT pads a
 batch to its longest sentence, as its users' collators do; ours pads to the next edge
 (as training does), or packs the same sentences into rows of ``--row`` tokens. Lengths
@@ -33,8 +37,17 @@ from typing import Any
 import load
 from train_step_sides import LEARNING_RATE, Example
 
+from prompt_tuning import huge_pages
+
 UNSAID = ("output", "python")
-SIDES = ("prompt_tuning", "peft")
+# What is measured, and whether its process has huge pages.
+SIDES = {
+    "prompt_tuning": True,
+    "prompt_tuning_small_pages": False,
+    "packed": True,
+    "peft": False,
+    "peft_huge_pages": True,
+}
 # How far apart loss and gradient may lie, as a share of their size.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15}
 
@@ -44,6 +57,7 @@ class Process:
 
     def __init__(self, name: str, folder: pathlib.Path, python: str, alone: bool):
         script = pathlib.Path(__file__).with_name("train_step_sides.py")
+        self._name = name
         self._command = [python, str(script), name, str(folder)]
         self._alone = alone
         self._process: subprocess.Popen | None = None
@@ -53,7 +67,7 @@ class Process:
 
     def _start(self) -> dict[str, Any]:
         environment = {
-            **os.environ,
+            **(huge_pages.environment() if SIDES[self._name] else os.environ),
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "TOKENIZERS_PARALLELISM": "false",
         }
@@ -101,8 +115,11 @@ def compare(
 
     for name, spec in specs.items():
         (folder / f"{name}.json").write_text(json.dumps(spec))
-    python = lambda name: sys.executable if name == "peft" else options.python
-    sides = {name: Process(name, folder, python(name), options.alone) for name in specs}
+    python = {"peft": sys.executable, "prompt_tuning": options.python}
+    sides = {
+        name: Process(name, folder, python[spec["side"]], options.alone)
+        for name, spec in specs.items()
+    }
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in specs}
     try:
         for _ in range(options.rounds):
@@ -111,7 +128,6 @@ def compare(
     finally:
         for side in sides.values():
             side.stop()
-    count = options.batch if not options.real else options.examples
     want = np.load(folder / "peft.npy")
     theirs = sides["peft"].started["loss"]
     found: dict[str, Any] = {}
@@ -122,7 +138,7 @@ def compare(
             for figure in ("seconds", "cpu_seconds")
         }
         found[name] = {
-            "examples_per_second": count / median["seconds"],
+            "examples_per_second": options.examples / median["seconds"],
             "median_seconds": median["seconds"],
             "median_cpu_seconds": median["cpu_seconds"],
             "seconds": [run["seconds"] for run in runs[name]],
@@ -155,10 +171,13 @@ def specs(
     names = (*names, "gradient_checkpointing")
     shared = {name: getattr(options, name) for name in names}
     shared |= {"dtype": dtype, "folder": str(folder / "model"), "row": 0}
-    found = {side: {**shared, "side": side} for side in SIDES}
+    found = {side: {**shared, "side": side} for side in ("prompt_tuning", "peft")}
+    if options.device == "cpu" and not options.real:
+        found["peft_huge_pages"] = found["peft"]
+        found["prompt_tuning_small_pages"] = found["prompt_tuning"]
     if options.real:
         found["packed"] = {**found["prompt_tuning"], "row": options.row}
-    return found
+    return {name: found[name] for name in SIDES if name in found}
 
 
 def make_weights(size: str, folder: pathlib.Path) -> None:
@@ -195,12 +214,12 @@ def make_weights(size: str, folder: pathlib.Path) -> None:
 
 
 def made_examples(options: argparse.Namespace) -> list[Example]:
-    """A batch of rows of one length."""
+    """Rows of one length."""
     draw = random.Random(0)
     ids = lambda count: [draw.randrange(3, 32000) for _ in range(count)]
     return [
         {"inputs": ids(options.inputs), "targets": ids(options.targets)}
-        for _ in range(options.batch)
+        for _ in range(options.examples)
     ]
 
 
@@ -235,10 +254,10 @@ def utilisation(options: argparse.Namespace, sides: dict[str, Any]) -> dict[str,
         optim.adamw(LEARNING_RATE),
         prompt_length=options.prompt_length,
     )
-    total = flops.count(work)["weights"]
+    total = flops.count(work)["weights"] * options.examples / options.batch
     rate = max(side["matrix_flops_per_second"] for side in sides.values())
     return {
-        "flops_per_step": total,
+        "flops_per_turn": total,
         "matrix_flops_per_second": rate,
         **{n: total / side["median_seconds"] / rate for n, side in sides.items()},
     }
@@ -261,7 +280,7 @@ def main() -> None:
     parser.add_argument("--python", default=sys.executable, help="that runs our side")
     parser.add_argument("--alone", action="store_true", help="one process at a time")
     parser.add_argument("--real", action="store_true", help="Rotten Tomatoes sentences")
-    parser.add_argument("--examples", type=int, default=128, help="with --real")
+    parser.add_argument("--examples", type=int, default=64, help="of a turn")
     parser.add_argument("--row", type=int, default=288, help="tokens of a packed row")
     parser.add_argument("--output", type=pathlib.Path)
     options = parser.parse_args()

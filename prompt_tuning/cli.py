@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from absl import logging
 
+from prompt_tuning import huge_pages
 from prompt_tuning.errors import UserError
 
 GIN_HELP = """\
@@ -224,6 +225,8 @@ def _import_quietly(name: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: 0 on success, 2 (or the error's own) and a line on a user's mistake."""
+    if arguments is None:
+        huge_pages.restart()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.ERROR)
     try:
