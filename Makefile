@@ -16,7 +16,7 @@ READY := $(VENV)/.ready-$(EXTRAS)
 help: ## List these commands.
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: $(READY) ## Tune a soft prompt on movie reviews (at most 10 minutes).
+demo: $(READY) ## Tune a soft prompt on movie reviews (about 10 minutes on two cores).
 	$(RUN) -m prompt_tuning demo
 
 test: $(READY) ## Run the tests that need neither a GPU nor much patience.
