@@ -99,7 +99,8 @@ def serve(
     limits = app.Limits(seconds=timeout)
     application = app.create(engine, batcher, metrics, limits, token)
     where = listener.getsockname()
-    report.say(f"serving {len(store)} prompts on http://{host}:{where[1]}")
+    served = "1 prompt" if len(store) == 1 else f"{len(store)} prompts"
+    report.say(f"serving {served} on http://{host}:{where[1]}")
     server.run(application, listener, drain_seconds=timeout)
     report.say("all requests answered; ended")
 
