@@ -11,14 +11,15 @@ turn.
 """
 
 import argparse
+import functools
 import pathlib
 import statistics
-import time
 from typing import Any
 
 import environment
 import jax
 import jax.numpy as jnp
+import turns
 
 B, T, H, N, D, F, L = 16, 228, 512, 6, 64, 1024, 8
 SHAPES = {
@@ -105,20 +106,12 @@ def measure(function, dtype: str, rounds: int) -> dict[str, Any]:
     inputs = {"apart": apart, "joined": joined(apart)}
     gradient = jax.jit(jax.value_and_grad(function))
     programs = {name: gradient.lower(x, w).compile() for name, w in inputs.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in inputs}
-    for _ in range(rounds):
-        for name, program in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(x, inputs[name]))
-            seconds[name].append(time.perf_counter() - start)
-    ratios = [
-        after / before
-        for before, after in zip(seconds["apart"], seconds["joined"], strict=True)
-    ]
+    calls = {n: functools.partial(p, x, inputs[n]) for n, p in programs.items()}
+    seconds = turns.seconds(calls, rounds)
     return {
         "median_seconds": {name: statistics.median(s) for name, s in seconds.items()},
         "least_seconds": {name: min(s) for name, s in seconds.items()},
-        "time_ratio": statistics.median(ratios),
+        "time_ratio": turns.ratio(seconds["joined"], seconds["apart"]),
     }
 
 

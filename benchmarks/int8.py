@@ -9,11 +9,11 @@ on int8 ones), each used on both. Steps of both run in turn for the time.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import statistics
 import tempfile
-import time
 from typing import Any
 
 import environment
@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import step_cost
+import turns
 
 from prompt_tuning import (
     base,
@@ -191,12 +192,8 @@ def times(config: T5Config, batch: int, rounds: int) -> dict[str, Any]:
         )
     )
     programs = {d: gradient.lower(tuned, weights[d]).compile() for d in DTYPES}
-    seconds: dict[str, list[float]] = {dtype: [] for dtype in DTYPES}
-    for _ in range(rounds):
-        for dtype in DTYPES:
-            start = time.perf_counter()
-            jax.block_until_ready(programs[dtype](tuned, weights[dtype]))
-            seconds[dtype].append(time.perf_counter() - start)
+    calls = {d: functools.partial(programs[d], tuned, weights[d]) for d in DTYPES}
+    seconds = turns.seconds(calls, rounds)
     median = {dtype: statistics.median(seconds[dtype]) for dtype in DTYPES}
     return {
         "shape": {"batch": batch, "rounds": rounds},

@@ -8,14 +8,15 @@ is what the compiler plans for temporaries; the programs run in turn for the tim
 """
 
 import argparse
+import functools
 import pathlib
 import statistics
-import time
 from typing import Any
 
 import environment
 import jax
 import jax.numpy as jnp
+import turns
 
 from prompt_tuning import methods, trees
 from prompt_tuning.model import LOGIT_BYTES, Model
@@ -52,22 +53,20 @@ def measure(batch: int, targets: int, limits: list[int], rounds: int) -> dict[st
             )[0]
         )
         programs[limit] = jax.jit(gradient).lower(tuned, frozen).compile()
-    seconds: dict[int, list[float]] = {limit: [] for limit in limits}
-    for _ in range(rounds):
-        for limit, program in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(tuned, frozen))
-            seconds[limit].append(time.perf_counter() - start)
+    calls = {
+        limit: functools.partial(program, tuned, frozen)
+        for limit, program in programs.items()
+    }
+    seconds = turns.seconds(calls, rounds)
     whole = max(limits)
     rows = []
     for limit, program in programs.items():
-        ratios = [a / b for a, b in zip(seconds[limit], seconds[whole], strict=True)]
         rows.append(
             {
                 "limit_mib": limit / MIB,
                 "temporary_mib": program.memory_analysis().temp_size_in_bytes / MIB,
                 "median_seconds": statistics.median(seconds[limit]),
-                "time_ratio": statistics.median(ratios),
+                "time_ratio": turns.ratio(seconds[limit], seconds[whole]),
             }
         )
     logits = 4 * batch * targets * V

@@ -12,15 +12,16 @@ is what the compiler plans for temporaries.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import statistics
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import environment
 import jax
 import jax.numpy as jnp
+import turns
 
 from prompt_tuning import methods, optim, residuals, trees
 from prompt_tuning.model import Model
@@ -83,19 +84,17 @@ def measure(dtype: str, rounds: int) -> dict[str, Any]:
             step = jax.jit(make_train_step(model, tx))
             programs[name] = step.lower(state, frozen, batch).compile()
         losses[name] = float(programs[name](state, frozen, batch)[1]["loss"])
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(rounds):
-        for name, program in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(state, frozen, batch))
-            seconds[name].append(time.perf_counter() - start)
+    calls = {
+        name: functools.partial(program, state, frozen, batch)
+        for name, program in programs.items()
+    }
+    seconds = turns.seconds(calls, rounds)
     found = {}
     for name, program in programs.items():
-        ratios = [a / b for a, b in zip(seconds[name], seconds["none"], strict=True)]
         found[name] = {
             "loss": losses[name],
             "median_seconds": statistics.median(seconds[name]),
-            "time_ratio": statistics.median(ratios),
+            "time_ratio": turns.ratio(seconds[name], seconds["none"]),
             "temporary_bytes": program.memory_analysis().temp_size_in_bytes,
         }
     return found

@@ -40,14 +40,6 @@ from train_step_sides import LEARNING_RATE, Example
 from prompt_tuning import huge_pages
 
 UNSAID = ("output", "python")
-# What is measured, and whether its process has huge pages.
-SIDES = {
-    "prompt_tuning": True,
-    "prompt_tuning_small_pages": False,
-    "packed": True,
-    "peft": False,
-    "peft_huge_pages": True,
-}
 # How far apart loss and gradient may lie, as a share of their size.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15}
 
@@ -55,9 +47,11 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15}
 class Process:
     """A side as the parent sees it."""
 
-    def __init__(self, name: str, folder: pathlib.Path, python: str, alone: bool):
+    def __init__(
+        self, name: str, folder: pathlib.Path, python: str, huge: bool, alone: bool
+    ):
         script = pathlib.Path(__file__).with_name("train_step_sides.py")
-        self._name = name
+        self._environ = huge_pages.environment() if huge else os.environ
         self._command = [python, str(script), name, str(folder)]
         self._alone = alone
         self._process: subprocess.Popen | None = None
@@ -67,7 +61,7 @@ class Process:
 
     def _start(self) -> dict[str, Any]:
         environment = {
-            **(huge_pages.environment() if SIDES[self._name] else os.environ),
+            **self._environ,
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "TOKENIZERS_PARALLELISM": "false",
         }
@@ -117,7 +111,9 @@ def compare(
         (folder / f"{name}.json").write_text(json.dumps(spec))
     python = {"peft": sys.executable, "prompt_tuning": options.python}
     sides = {
-        name: Process(name, folder, python[spec["side"]], options.alone)
+        name: Process(
+            name, folder, python[spec["side"]], spec["huge_pages"], options.alone
+        )
         for name, spec in specs.items()
     }
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in specs}
@@ -171,13 +167,15 @@ def specs(
     names = (*names, "gradient_checkpointing")
     shared = {name: getattr(options, name) for name in names}
     shared |= {"dtype": dtype, "folder": str(folder / "model"), "row": 0}
-    found = {side: {**shared, "side": side} for side in ("prompt_tuning", "peft")}
-    if options.device == "cpu" and not options.real:
-        found["peft_huge_pages"] = found["peft"]
-        found["prompt_tuning_small_pages"] = found["prompt_tuning"]
+    ours = {**shared, "side": "prompt_tuning", "huge_pages": True}
+    peft = {**shared, "side": "peft", "huge_pages": False}
+    found = {"prompt_tuning": ours, "peft": peft}
     if options.real:
-        found["packed"] = {**found["prompt_tuning"], "row": options.row}
-    return {name: found[name] for name in SIDES if name in found}
+        found["packed"] = {**ours, "row": options.row}
+    elif options.device == "cpu":
+        found["prompt_tuning_small_pages"] = {**ours, "huge_pages": False}
+        found["peft_huge_pages"] = {**peft, "huge_pages": True}
+    return found
 
 
 def make_weights(size: str, folder: pathlib.Path) -> None:

@@ -10,8 +10,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from absl import logging
-
 from prompt_tuning import huge_pages
 from prompt_tuning.errors import UserError
 
@@ -227,6 +225,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: 0 on success, 2 (or the error's own) and a line on a user's mistake."""
     if arguments is None:
         huge_pages.restart()
+    # Its import takes longer than all others here, and would before a restart be in vain.
+    from absl import logging
+
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.ERROR)
     try:

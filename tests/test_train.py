@@ -97,7 +97,8 @@ def test_late_data_are_on_record(prompted, tmp_path):
         np.testing.assert_array_equal(leaf, trees.flatten(late.tuned)[name])
     records = [r for r in report.read_metrics(tmp_path) if r["split"] == "pace"]
     assert [r["step"] for r in records] == [4, 8]
-    assert all(0 <= r["input_idle"] < 1 for r in records)
+    # What was drawn while compiling may last for the first steps, not for the others.
+    assert 0 <= records[0]["input_idle"] < 1 and 0 < records[1]["input_idle"] < 1
 
 
 def test_broken_data_end_the_run_as_they_are(prompted):
