@@ -21,10 +21,11 @@ import jax
 import numpy as np
 from plan_table import SIZES, workload
 
-from prompt_tuning import report, topologies
-from prompt_tuning.commands import common
-from prompt_tuning.planning import answers
+from prompt_tuning import report
+from prompt_tuning.devices import topologies
+from prompt_tuning.planning import memory_report
 from prompt_tuning.planning.checks import with_batch
+from prompt_tuning.runs import common
 
 
 def seconds(size: str, place: topologies.Topology, rows: int) -> dict[str, float]:
@@ -35,7 +36,7 @@ def seconds(size: str, place: topologies.Topology, rows: int) -> dict[str, float
     work = with_batch(workload(size, "bfloat16"), rows)
     clocks = lambda: np.array([time.perf_counter(), time.process_time()])
     started = clocks()
-    lowered = answers.lower(work, place)
+    lowered = memory_report.lower(work, place)
     lowering = clocks() - started
     started = clocks()
     lowered.compile()

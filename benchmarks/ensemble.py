@@ -19,10 +19,12 @@ import time
 
 import environment
 
-from prompt_tuning import base as base_models
-from prompt_tuning import cli, demo, ensemble_evaluation
-from prompt_tuning.engine import Engine
-from prompt_tuning.prompt_store import PromptStore
+from prompt_tuning import cli
+from prompt_tuning.checkpoints import base_models
+from prompt_tuning.commands import demo
+from prompt_tuning.inference import ensemble_evaluation
+from prompt_tuning.inference.engine import Engine
+from prompt_tuning.inference.store import PromptStore
 from prompt_tuning.tasks import rotten_tomatoes
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-from prompt_tuning.commands import common
+from prompt_tuning.runs import common
 
 
 def describe(packages: Sequence[str] = ()) -> dict[str, Any]:

@@ -23,23 +23,19 @@ import numpy as np
 import step_cost
 import turns
 
-from prompt_tuning import (
-    base,
-    baselines,
-    demo,
-    methods,
-    optim,
-    quantization,
-    task_data,
-    trees,
-)
-from prompt_tuning.commands import common, evaluate, train
-from prompt_tuning.feature_converter import PromptFeatureConverter
-from prompt_tuning.model import Model
-from prompt_tuning.network import T5Config, Transformer
-from prompt_tuning.prompt_inits import class_labels_init
-from prompt_tuning.prompts import Prompt
+from prompt_tuning import trees
+from prompt_tuning.checkpoints import base_models
+from prompt_tuning.commands import demo, evaluate, train
+from prompt_tuning.data.feature_converter import PromptFeatureConverter
+from prompt_tuning.methods import registry
+from prompt_tuning.network import quantization
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.prompts import Prompt
+from prompt_tuning.network.transformer import T5Config, Transformer
+from prompt_tuning.runs import baselines, common, task_data
 from prompt_tuning.tasks import features, rotten_tomatoes
+from prompt_tuning.training import optimizers
+from prompt_tuning.training.prompt_starts import class_labels_init
 from prompt_tuning.types import Params
 
 DTYPES = ("float32", "int8")
@@ -58,8 +54,8 @@ def tune(folder: pathlib.Path, dtype: str, steps: int) -> str:
         mixture_or_task_module=demo.MODULE,
         task_feature_lengths=demo.LENGTHS,
         method="prompt_tuning",
-        optimizer=optim.adafactor(
-            optim.learning_rate_schedule("constant", 0.1),
+        optimizer=optimizers.adafactor(
+            optimizers.learning_rate_schedule("constant", 0.1),
             multiply_by_parameter_scale=False,
             weight_decay_rate=1e-5,
         ),
@@ -176,7 +172,7 @@ def times(config: T5Config, batch: int, rounds: int) -> dict[str, Any]:
     """Seconds and planned bytes of loss and prompt gradient, 228 inputs, 8 targets."""
     model = Model(Transformer(config, (Prompt("task", 100),)))
     params = model.init(jax.random.key(0))
-    tuned, frozen = methods.split(params, methods.RULES["prompt_tuning"])
+    tuned, frozen = registry.split(params, registry.RULES["prompt_tuning"])
     weights = {"float32": frozen, "int8": quantized(frozen)}
     text = jax.random.randint(jax.random.key(1), (batch, 128), 3, config.vocab_size)
     ids = jnp.broadcast_to(config.vocab_size + jnp.arange(100), (batch, 100))
@@ -211,7 +207,7 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path)
     options = parser.parse_args()
     weights = {
-        dtype: base.load(demo.CONFIG, demo.CHECKPOINT, frozen_dtype=dtype).params
+        dtype: base_models.load(demo.CONFIG, demo.CHECKPOINT, frozen_dtype=dtype).params
         for dtype in DTYPES
     }
     results: dict[str, Any] = {

@@ -34,7 +34,7 @@ GIB = 2**30
 
 def t5_config(size: str):
     """T5 1.1 of a size."""
-    from prompt_tuning.network import T5Config
+    from prompt_tuning.network.transformer import T5Config
 
     width, heads, layers, head_dim, mlp = SIZES[size]
     return T5Config(32128, width, heads, layers, layers, head_dim, mlp)
@@ -48,8 +48,8 @@ def make(size: str, folder: pathlib.Path) -> None:
 
     from prompt_tuning.checkpoints import formats, layout, model_file
     from prompt_tuning.checkpoints.source import Source
-    from prompt_tuning.model import Model
-    from prompt_tuning.network import Transformer
+    from prompt_tuning.network.model import Model
+    from prompt_tuning.network.transformer import Transformer
     from prompt_tuning.trees import flatten
 
     dtype = model_file.DTYPES["bfloat16"]
@@ -112,12 +112,13 @@ def load(loader: str, size: str, folder: str) -> dict[str, float]:
     else:
         import jax
 
-        from prompt_tuning import base, trees
+        from prompt_tuning import trees
+        from prompt_tuning.checkpoints import base_models
 
         config = t5_config(size)
         jax.devices()
         with Watch() as watch:
-            model = base.load(config, folder, frozen_dtype="bfloat16")
+            model = base_models.load(config, folder, frozen_dtype="bfloat16")
             jax.block_until_ready(model.params)
         size_in_bytes = trees.num_bytes(model.params)
     return {

@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 import turns
 
-from prompt_tuning import methods, trees
-from prompt_tuning.model import LOGIT_BYTES, Model
-from prompt_tuning.network import T5Config, Transformer
-from prompt_tuning.prompts import Prompt
+from prompt_tuning import trees
+from prompt_tuning.methods import registry
+from prompt_tuning.network.model import LOGIT_BYTES, Model
+from prompt_tuning.network.prompts import Prompt
+from prompt_tuning.network.transformer import T5Config, Transformer
 
 V, P, INPUTS = 32128, 100, 28
 MIB = 2**20
@@ -33,7 +34,7 @@ NETWORK = Transformer(
 def measure(batch: int, targets: int, limits: list[int], rounds: int) -> dict[str, Any]:
     """Temporaries and median seconds for every limit, in bytes of logits."""
     params = Model(NETWORK).init(jax.random.key(0))
-    tuned, frozen = methods.split(params, methods.RULES["prompt_tuning"])
+    tuned, frozen = registry.split(params, registry.RULES["prompt_tuning"])
     text = jax.random.randint(jax.random.key(1), (batch, INPUTS), 3, V)
     labels = jax.random.randint(jax.random.key(2), (batch, targets), 3, V)
     data = {

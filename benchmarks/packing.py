@@ -29,11 +29,15 @@ import environment
 import jax
 import numpy as np
 
-from prompt_tuning import data, demo, evaluate, examples, methods, optim
-from prompt_tuning.model import Model
-from prompt_tuning.network import T5Config, Transformer
-from prompt_tuning.prompts import Prompt
-from prompt_tuning.step import TrainState, make_train_step
+from prompt_tuning.commands import demo
+from prompt_tuning.data import batching, examples
+from prompt_tuning.inference.evaluation import Answerer, batches_by_length
+from prompt_tuning.methods import registry
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.prompts import Prompt
+from prompt_tuning.network.transformer import T5Config, Transformer
+from prompt_tuning.training import optimizers
+from prompt_tuning.training.step import TrainState, make_train_step
 
 SMALL = T5Config(32128, 512, 6, 8, 8, 64, 1024)
 Batch = dict[str, np.ndarray]
@@ -64,15 +68,15 @@ def counted(batch: Batch) -> int:
     """Examples of a batch."""
     segments = batch.get("decoder_segment_ids")
     if segments is None:
-        return int(data.real_rows(batch).sum())
+        return int(batching.real_rows(batch).sum())
     return int(segments.max(axis=1).sum())
 
 
 def ways_to_train(case: Case, prompts: tuple[Prompt, ...]) -> dict[str, Iterator]:
     """Streams of batches, by how they are padded."""
 
-    def load(batch: int, room: dict[str, int], **options: Any) -> data.Batches:
-        return data.load(
+    def load(batch: int, room: dict[str, int], **options: Any) -> batching.Batches:
+        return batching.load(
             demo.TASK,
             split="train",
             task_feature_lengths=room,
@@ -111,8 +115,8 @@ def train(case: Case, rounds: int) -> dict[str, Any]:
     prompts = (Prompt("task", case.prompt_length),)
     model = Model(Transformer(case.config, prompts))
     params = jax.jit(model.init)(jax.random.key(0))
-    tuned, frozen = methods.split(params, methods.RULES["prompt_tuning"])
-    tx = optim.adafactor(0.1, multiply_by_parameter_scale=False)
+    tuned, frozen = registry.split(params, registry.RULES["prompt_tuning"])
+    tx = optimizers.adafactor(0.1, multiply_by_parameter_scale=False)
     state = TrainState.create(tuned, tx, jax.random.key(1))
     step = jax.jit(make_train_step(model, tx))
 
@@ -148,9 +152,9 @@ def evaluation(case: Case, batch_size: int, rows: int) -> dict[str, Any]:
     params = jax.jit(model.init)(jax.random.key(0))
     provider = examples.find(demo.TASK, demo.MODULE)
     vocabulary = provider.output_features["targets"].vocabulary
-    answerer = evaluate.Answerer(model, vocabulary, labels=("negative", "positive"))
+    answerer = Answerer(model, vocabulary, labels=("negative", "positive"))
     tokens = next(
-        data.load(
+        batching.load(
             demo.TASK,
             split="validation",
             task_feature_lengths=case.lengths,
@@ -165,14 +169,14 @@ def evaluation(case: Case, batch_size: int, rows: int) -> dict[str, Any]:
 
     def job(name: str, indices: np.ndarray, length: int) -> Callable[[], None]:
         def run() -> None:
-            batch = data.pad_rows(tokens[indices, :length], batch_size)
+            batch = batching.pad_rows(tokens[indices, :length], batch_size)
             found = np.asarray(answerer.scores(params, batch))
             scores[name][indices] = found[: len(indices)]
 
         return run
 
     plain = [np.arange(rows)[at : at + batch_size] for at in range(0, rows, batch_size)]
-    groups = evaluate.batches_by_length(tokens, batch_size)
+    groups = batches_by_length(tokens, batch_size)
     jobs = {
         "full": [(part, tokens.shape[1]) for part in plain],
         "like lengths": [(group.indices, group.length) for group in groups],
@@ -222,7 +226,7 @@ def in_turn(
 
 
 def with_ratios(results: dict[str, dict], base: str) -> dict[str, Any]:
-    """Adds examples per second, and by what factor they exceed those of ``base``."""
+    """Adds examples per second, and by what factor they exceed those of ``base_models``."""
     for row in results.values():
         row["examples_per_second"] = row["examples"] / row["seconds"]
     for row in results.values():

@@ -25,13 +25,15 @@ from typing import Any
 import environment
 import jax
 
-from prompt_tuning import optim, report, topologies
-from prompt_tuning.commands import common
+from prompt_tuning import report
 from prompt_tuning.commands import plan as command
-from prompt_tuning.network import T5Config
-from prompt_tuning.planning import answers, checks
+from prompt_tuning.devices import topologies
+from prompt_tuning.network.transformer import T5Config
+from prompt_tuning.planning import checks, memory_report
 from prompt_tuning.planning.checks import with_batch
 from prompt_tuning.planning.workload import Workload
+from prompt_tuning.runs import common
+from prompt_tuning.training import optimizers
 
 SIZES = {
     "small": (512, 6, 8, 64, 1024),
@@ -46,7 +48,7 @@ SLICES = {
     "v5p": ("1x1x1", "2x2x1", "2x2x2", "2x2x4"),
 }
 DTYPES = ("bfloat16", "int8")
-OPTIMIZER = optim.adafactor(
+OPTIMIZER = optimizers.adafactor(
     0.3, multiply_by_parameter_scale=False, weight_decay_rate=1e-5
 )
 # What the compiler is asked first: whether XXL fits a single chip.
@@ -85,9 +87,9 @@ def estimated(cell: Cell) -> dict[str, Any]:
     choice = checks.least_partitions(workload(size, dtype), place)
     if choice is None:
         return {"topology": topology, "frozen_dtype": dtype, "num_partitions": 0}
-    largest = answers.largest_batch(
+    largest = memory_report.largest_batch(
         lambda batch: (
-            answers.estimate(with_batch(choice, batch), place).total
+            memory_report.estimate(with_batch(choice, batch), place).total
             <= place.usable_bytes
         ),
         choice.grain(place.num_chips),
@@ -115,7 +117,7 @@ def confirmed(cell: Cell, guess: Mapping[str, Any]) -> dict[str, Any]:
         needs = found["compiled"]
         room = place.usable_bytes - needs["weights"] - needs["state"]
         rows = batch * room // needs["activations"]
-        batch = answers.largest_batch(
+        batch = memory_report.largest_batch(
             lambda other, rows=rows: other <= rows, work.grain(place.num_chips), batch
         )
     return {**found, "refused": refused}

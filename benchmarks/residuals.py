@@ -4,7 +4,7 @@
     python benchmarks/residuals.py --output benchmarks/results/residuals.json
 
 T5 1.1 Small, a prompt of 100, 16 rows of 128 inputs and 8 targets. ``all`` is the step as
-it is; the others put JAX's own function in the place of one of `residuals`, or of every
+it is; the others put JAX's own function in the place of one of `saved_activations`, or of every
 one. Unrolling the loop over the layers is compared, too. The programs run in turn; memory
 is what the compiler plans for temporaries.
 """
@@ -23,11 +23,14 @@ import jax
 import jax.numpy as jnp
 import turns
 
-from prompt_tuning import methods, optim, residuals, trees
-from prompt_tuning.model import Model
-from prompt_tuning.network import T5Config, Transformer
-from prompt_tuning.prompts import Prompt
-from prompt_tuning.step import TrainState, make_train_step
+from prompt_tuning import trees
+from prompt_tuning.methods import registry
+from prompt_tuning.network import saved_activations
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.prompts import Prompt
+from prompt_tuning.network.transformer import T5Config, Transformer
+from prompt_tuning.training import optimizers
+from prompt_tuning.training.step import TrainState, make_train_step
 
 V, P, ROWS, INPUTS, TARGETS = 32128, 100, 16, 128, 8
 CONFIG = T5Config(V, 512, 6, 8, 8, 64, 1024)
@@ -48,24 +51,24 @@ PROGRAMS = {
 @contextlib.contextmanager
 def replaced(names: tuple[str, ...]) -> Iterator[None]:
     """JAX's own functions in the place of ours."""
-    ours = {name: getattr(residuals, name) for name in names}
+    ours = {name: getattr(saved_activations, name) for name in names}
     try:
         for name in names:
-            setattr(residuals, name, PLAIN[name])
+            setattr(saved_activations, name, PLAIN[name])
         yield
     finally:
         for name, function in ours.items():
-            setattr(residuals, name, function)
+            setattr(saved_activations, name, function)
 
 
 def measure(dtype: str, rounds: int) -> dict[str, Any]:
     """Figures of all programs at a dtype."""
-    tx = optim.adafactor(0.3, multiply_by_parameter_scale=False)
+    tx = optimizers.adafactor(0.3, multiply_by_parameter_scale=False)
     network = Transformer(
         dataclasses.replace(CONFIG, dtype=dtype), (Prompt("task", P),)
     )
     params = jax.jit(Model(network).init)(jax.random.key(0))
-    tuned, frozen = methods.split(params, methods.RULES["prompt_tuning"])
+    tuned, frozen = registry.split(params, registry.RULES["prompt_tuning"])
     frozen = trees.map_with_path(lambda _, leaf: leaf.astype(dtype), frozen)
     state = TrainState.create(tuned, tx, jax.random.key(1))
     ids = lambda key, *shape: jax.random.randint(jax.random.key(key), shape, 3, V)

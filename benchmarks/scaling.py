@@ -24,13 +24,16 @@ import environment
 import jax
 import numpy as np
 
-from prompt_tuning import methods, optim, processes, sharding, trees
-from prompt_tuning.model import Model
-from prompt_tuning.network import T5Config, Transformer
-from prompt_tuning.partitioning import Partitioner
+from prompt_tuning import processes, trees
+from prompt_tuning.devices import sharding
+from prompt_tuning.devices.partitioner import Partitioner
+from prompt_tuning.methods import registry
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.prompts import Prompt
+from prompt_tuning.network.transformer import T5Config, Transformer
 from prompt_tuning.planning import collectives
-from prompt_tuning.prompts import Prompt
-from prompt_tuning.step import TrainState, make_train_step
+from prompt_tuning.training import optimizers
+from prompt_tuning.training.step import TrainState, make_train_step
 
 # About the embedded model, with heads that eight devices can share.
 CONFIG = T5Config(
@@ -86,8 +89,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     model = Model(Transformer(CONFIG, (Prompt("task", PROMPT_LENGTH),)))
     places = sharding.param_shardings(model.abstract_params(), mesh, rules)
     params = jax.jit(model.init, out_shardings=places)(jax.random.key(0))
-    tuned, frozen = methods.split(params, methods.RULES["prompt_tuning"])
-    tx = optim.adafactor(0.3, multiply_by_parameter_scale=False)
+    tuned, frozen = registry.split(params, registry.RULES["prompt_tuning"])
+    tx = optimizers.adafactor(0.3, multiply_by_parameter_scale=False)
     state = TrainState.create(tuned, tx, jax.random.key(1))
     state = sharding.replicate(state, mesh)
     whole = batch_of(options.batch, options.inputs)

@@ -27,10 +27,10 @@ import environment
 import mixed_inference
 import numpy as np
 
-from prompt_tuning import base as base_models
-from prompt_tuning import demo
-from prompt_tuning.engine import Engine
-from prompt_tuning.prompt_store import PromptStore
+from prompt_tuning.checkpoints import base_models
+from prompt_tuning.commands import demo
+from prompt_tuning.inference.engine import Engine
+from prompt_tuning.inference.store import PromptStore
 from prompt_tuning.tasks import rotten_tomatoes
 
 LENGTHS = (5, 10, 20, 50)

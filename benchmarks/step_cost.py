@@ -16,11 +16,14 @@ import time
 import environment
 import jax
 
-from prompt_tuning import demo, methods, optim, trees
-from prompt_tuning.model import Model
-from prompt_tuning.network import Transformer
-from prompt_tuning.prompts import Prompt
-from prompt_tuning.step import TrainState, make_train_step
+from prompt_tuning import trees
+from prompt_tuning.commands import demo
+from prompt_tuning.methods import registry
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.prompts import Prompt
+from prompt_tuning.network.transformer import Transformer
+from prompt_tuning.training import optimizers
+from prompt_tuning.training.step import TrainState, make_train_step
 
 
 def compiled_step(method: str, batch: int, inputs: int, prompt_length: int):
@@ -28,8 +31,10 @@ def compiled_step(method: str, batch: int, inputs: int, prompt_length: int):
     prompts = (Prompt("task", prompt_length),) if method == "prompt_tuning" else ()
     model = Model(Transformer(demo.CONFIG, prompts))
     params = model.init(jax.random.key(0))
-    tuned, frozen = methods.split(params, methods.RULES[method])
-    tx = optim.adafactor(0.03, multiply_by_parameter_scale=method == "model_tuning")
+    tuned, frozen = registry.split(params, registry.RULES[method])
+    tx = optimizers.adafactor(
+        0.03, multiply_by_parameter_scale=method == "model_tuning"
+    )
     state = TrainState.create(tuned, tx, jax.random.key(1))
     tokens = jax.random.randint(jax.random.key(2), (batch, inputs), 3, 8000)
     if prompts:

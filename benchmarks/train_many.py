@@ -20,12 +20,12 @@ import time
 import environment
 import numpy as np
 
-from prompt_tuning import demo
 from prompt_tuning.checkpoints import prompt_file
+from prompt_tuning.commands import demo
 
 
 def tune(folder: pathlib.Path, steps: int, **values) -> dict[str, float]:
-    """Runs the ``train`` command; gives its seconds and peak memory."""
+    """Runs the ``loop`` command; gives its seconds and peak memory."""
     values = {
         "MODEL_DIR": folder,
         "MIXTURE_OR_TASK_NAME": demo.TASK,

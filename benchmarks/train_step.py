@@ -37,7 +37,7 @@ from typing import Any
 import load
 from train_step_sides import LEARNING_RATE, Example
 
-from prompt_tuning import huge_pages
+from prompt_tuning.devices import huge_pages
 
 UNSAID = ("output", "python")
 # How far apart loss and gradient may lie, as a share of their size.
@@ -186,8 +186,8 @@ def make_weights(size: str, folder: pathlib.Path) -> None:
 
     from prompt_tuning.checkpoints import formats, layout, model_file
     from prompt_tuning.checkpoints.source import Source
-    from prompt_tuning.model import Model
-    from prompt_tuning.network import Transformer
+    from prompt_tuning.network.model import Model
+    from prompt_tuning.network.transformer import Transformer
     from prompt_tuning.trees import flatten
 
     config, dtype = load.t5_config(size), model_file.DTYPES["bfloat16"]
@@ -240,16 +240,16 @@ def real_examples(options: argparse.Namespace) -> list[Example]:
 
 def utilisation(options: argparse.Namespace, sides: dict[str, Any]) -> dict[str, float]:
     """Share of the measured matrix rate that each side's step is worth."""
-    from prompt_tuning import optim
     from prompt_tuning.planning import flops
     from prompt_tuning.planning.workload import Workload
+    from prompt_tuning.training import optimizers
 
     work = Workload(
         load.t5_config(options.size),
         options.batch,
         options.inputs,
         options.targets,
-        optim.adamw(LEARNING_RATE),
+        optimizers.adamw(LEARNING_RATE),
         prompt_length=options.prompt_length,
     )
     total = flops.count(work)["weights"] * options.examples / options.batch

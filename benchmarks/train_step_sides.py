@@ -59,16 +59,19 @@ class Ours:
         import jax
         import numpy as np
 
-        from prompt_tuning import base, methods, optim, trees
-        from prompt_tuning.model import Model
-        from prompt_tuning.network import Transformer
-        from prompt_tuning.prompts import Prompt
-        from prompt_tuning.step import TrainState, make_train_step
+        from prompt_tuning import trees
+        from prompt_tuning.checkpoints import base_models
+        from prompt_tuning.methods import registry
+        from prompt_tuning.network.model import Model
+        from prompt_tuning.network.prompts import Prompt
+        from prompt_tuning.network.transformer import Transformer
+        from prompt_tuning.training import optimizers
+        from prompt_tuning.training.step import TrainState, make_train_step
 
         self.jax, self.np, self.spec = jax, np, spec
         self.version = f"jax {jax.__version__}"
         config = dataclasses.replace(load.t5_config(spec["size"]), **spec["config"])
-        source = base.load(
+        source = base_models.load(
             config,
             spec["folder"],
             frozen_dtype=spec["dtype"],
@@ -81,10 +84,10 @@ class Ours:
             network, z_loss=0.0, loss_normalizing_factor="NUM_REAL_TARGET_TOKENS"
         )
         params = trees.merge(source.params, {"prompts": {"task": prompt}})
-        rules = methods.RULES["prompt_tuning"]
-        tuned, self.frozen = methods.split(params, rules)
+        rules = registry.RULES["prompt_tuning"]
+        tuned, self.frozen = registry.split(params, rules)
         self.tuned = jax.tree.map(jax.numpy.array, tuned)
-        tx = optim.adamw(LEARNING_RATE)
+        tx = optimizers.adamw(LEARNING_RATE)
         self.state = TrainState.create(self.tuned, tx, jax.random.key(0))
         # A step gives its state away, and the prompt is asked for once more.
         self.tuned = jax.tree.map(jax.numpy.copy, self.tuned)
@@ -92,7 +95,7 @@ class Ours:
         self.batches = self._batches(examples)
 
     def _batches(self, examples: list[Example]) -> list[dict[str, Any]]:
-        from prompt_tuning import buckets
+        from prompt_tuning.data import buckets
 
         rows, targets = self.spec["batch"], self.spec["targets"]
         prompt = list(range(self.first_id, self.first_id + self.spec["prompt_length"]))

@@ -29,26 +29,26 @@ __all__ = [
 if TYPE_CHECKING:
     from prompt_tuning.decoding import Beam, Greedy, Sampling
     from prompt_tuning.errors import UserError
-    from prompt_tuning.model import Model
-    from prompt_tuning.network import T5Config, Transformer
-    from prompt_tuning.optim import adafactor
-    from prompt_tuning.prompts import Prompt, PromptBank, virtual_ids
-    from prompt_tuning.step import TrainState, make_train_step
+    from prompt_tuning.network.model import Model
+    from prompt_tuning.network.prompts import Prompt, PromptBank, virtual_ids
+    from prompt_tuning.network.transformer import T5Config, Transformer
+    from prompt_tuning.training.optimizers import adafactor
+    from prompt_tuning.training.step import TrainState, make_train_step
 
 _HOMES = {
     "Beam": "decoding",
     "Greedy": "decoding",
-    "Model": "model",
-    "Prompt": "prompts",
-    "PromptBank": "prompts",
+    "Model": "network.model",
+    "Prompt": "network.prompts",
+    "PromptBank": "network.prompts",
     "Sampling": "decoding",
-    "T5Config": "network",
-    "TrainState": "step",
-    "Transformer": "network",
+    "T5Config": "network.transformer",
+    "TrainState": "training.step",
+    "Transformer": "network.transformer",
     "UserError": "errors",
-    "adafactor": "optim",
-    "make_train_step": "step",
-    "virtual_ids": "prompts",
+    "adafactor": "training.optimizers",
+    "make_train_step": "training.step",
+    "virtual_ids": "network.prompts",
 }
 
 

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from prompt_tuning import huge_pages
+from prompt_tuning.devices import huge_pages
 from prompt_tuning.errors import UserError
 
 GIN_HELP = """\
@@ -159,12 +159,12 @@ def run(arguments: Sequence[str]) -> None:
             f"{processes.COUNT}=1 in it"
         )
     if options.command == "inspect":
-        from prompt_tuning import inspect_file
+        from prompt_tuning.commands import inspect
 
-        inspect_file.show(options.path, options.base, options.plot)
+        inspect.show(options.path, options.base, options.plot)
         return
     if options.command == "convert":
-        from prompt_tuning import convert
+        from prompt_tuning.commands import convert
 
         convert.convert(
             options.path,
@@ -184,7 +184,7 @@ def run(arguments: Sequence[str]) -> None:
         return
     if options.command == "demo":
         _import_quietly("seqio")
-        from prompt_tuning import demo
+        from prompt_tuning.commands import demo
 
         demo.run(options.output, options.seeds)
         return

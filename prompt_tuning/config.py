@@ -17,20 +17,14 @@ from typing import Any
 import gin
 import optax
 
-from prompt_tuning import decoding, optim, prompt_inits
-from prompt_tuning.commands import (
-    common,
-    evaluate,
-    export,
-    infer,
-    plan,
-    pretrain,
-    train,
-)
+from prompt_tuning import decoding
+from prompt_tuning.commands import evaluate, export, infer, plan, pretrain, train
+from prompt_tuning.data.local_task import LocalTask
+from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.errors import UserError
-from prompt_tuning.local_task import LocalTask
-from prompt_tuning.network import T5Config
-from prompt_tuning.partitioning import Partitioner
+from prompt_tuning.network.transformer import T5Config
+from prompt_tuning.runs import common
+from prompt_tuning.training import optimizers, prompt_starts
 
 # Everything a gin file may name.
 CONFIGURABLES: tuple[Callable[..., Any], ...] = (
@@ -41,19 +35,19 @@ CONFIGURABLES: tuple[Callable[..., Any], ...] = (
     pretrain.pretrain,
     plan.plan,
     T5Config,
-    optim.adafactor,
-    optim.adamw,
-    optim.learning_rate_schedule,
+    optimizers.adafactor,
+    optimizers.adamw,
+    optimizers.learning_rate_schedule,
     decoding.Greedy,
     decoding.Sampling,
     decoding.Beam,
     LocalTask,
     Partitioner,
-    prompt_inits.random_init,
-    prompt_inits.sampled_vocab_init,
-    prompt_inits.class_labels_init,
-    prompt_inits.text_init,
-    prompt_inits.saved_init,
+    prompt_starts.random_init,
+    prompt_starts.sampled_vocab_init,
+    prompt_starts.class_labels_init,
+    prompt_starts.text_init,
+    prompt_starts.saved_init,
 )
 CONFIGURABLE: dict[str, Callable[..., Any]] = {
     fn.__name__: gin.external_configurable(fn) for fn in CONFIGURABLES
@@ -253,7 +247,7 @@ def run(command: str, texts: Sequence[str] | None = None) -> None:
             print(json.dumps(row, ensure_ascii=False))
         return
     if command == "plan":
-        # A method file describes the run of `train`, whose step is planned.
+        # A method file describes the run of `loop`, whose step is planned.
         for name in ("method", "optimizer", "prompt_length"):
             gin.bind_parameter(f"plan.{name}", gin.query_parameter(f"train.{name}"))
         print(plan.table(function()))

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning import report
-from prompt_tuning.checkpoints import files
+from prompt_tuning import files, report
 
 CURVE_FILE = "learning_curve.png"
 # More names than these would hide the lines that they belong to.

@@ -20,14 +20,17 @@ import seqio
 from flax import traverse_util
 from flax.linen.partitioning import AxisMetadata
 
-from prompt_tuning import examples, initializers, methods, network, report, trees
+from prompt_tuning import report, trees
 from prompt_tuning.checkpoints import formats, layout, prompt_formats
+from prompt_tuning.data import examples
+from prompt_tuning.data.feature_converter import Placement, PromptFeatureConverter
 from prompt_tuning.errors import UserError
-from prompt_tuning.feature_converter import Placement, PromptFeatureConverter
-from prompt_tuning.model import Model
-from prompt_tuning.network import T5Config
-from prompt_tuning.prompt_inits import PromptInit
-from prompt_tuning.prompts import Prompt
+from prompt_tuning.methods import initializers, registry
+from prompt_tuning.network import transformer
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.prompts import Prompt
+from prompt_tuning.network.transformer import T5Config
+from prompt_tuning.training.prompt_starts import PromptInit
 from prompt_tuning.types import Array, Initializer, Params
 
 try:
@@ -72,7 +75,7 @@ def _prompts(length: int) -> tuple[Prompt, ...]:
 class Transformer(nn.Module):
     """Our network under T5X's names.
 
-    `__call__`, `encode` and `decode` are those of `network.Transformer`. Its parameters
+    `__call__`, `encode` and `decode` are those of `transformer.Transformer`. Its parameters
     lie here in T5X's tree and are stacked within the compiled program.
 
     Attributes:
@@ -89,10 +92,10 @@ class Transformer(nn.Module):
     scan_layers: ClassVar[bool] = True
 
     @property
-    def wrapped(self) -> network.Transformer:
+    def wrapped(self) -> transformer.Transformer:
         """The network that does the work."""
         prompts = _prompts(self.prompt_length)
-        return network.Transformer(self.config, prompts, parent=None)
+        return transformer.Transformer(self.config, prompts, parent=None)
 
     def __call__(self, *args: Array, **kwargs: Any) -> Array:
         """Teacher-forced logits ``[B, S, V]``."""
@@ -155,16 +158,16 @@ def tuned_params(method: str = "prompt_tuning") -> traverse_util.ModelParamTrave
     What it does not select has no optimizer state and never changes.
 
     Raises:
-      UserError: ``method`` is no name in `methods.RULES`.
+      UserError: ``method`` is no name in `registry.RULES`.
     """
-    rules = methods.rules_of(method)
+    rules = registry.rules_of(method)
 
     def is_tuned(path: str, _: Any) -> bool:
         name = path.removeprefix("/")
         if match := layout.LAYER.fullmatch(name):
             name = f"{match[1] or ''}layers/{match[3]}"
         label = trees.first_match(rules, _FROM_T5X.get(name, name))
-        return label == methods.TUNED
+        return label == registry.TUNED
 
     return traverse_util.ModelParamTraversal(is_tuned)
 
@@ -271,7 +274,7 @@ def vocabulary(mixture_or_task_name: str, module: str | None) -> seqio.Vocabular
 def initial_prompt(
     init: PromptInit, checkpoint_path: str, vocabulary: seqio.Vocabulary, seed: int = 0
 ) -> Initializer:
-    """One of `prompt_inits`, with a checkpoint's embedding table and its vocabulary."""
+    """One of `prompt_starts`, with a checkpoint's embedding table and its vocabulary."""
 
     @functools.cache
     def start(shape: tuple[int, ...]) -> np.ndarray:

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from prompt_tuning.model import Model
-from prompt_tuning.network import T5Config, Transformer
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.transformer import T5Config, Transformer
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Most of the suite's time is compilation, much of it of the same programs again.

@@ -11,8 +11,8 @@ import pytest
 from prompt_tuning import cli, config
 from prompt_tuning.checkpoints import model_file, prompt_file
 from prompt_tuning.errors import UserError
-from prompt_tuning.model import Model
-from prompt_tuning.network import T5Config, Transformer
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.transformer import T5Config, Transformer
 
 
 @pytest.fixture

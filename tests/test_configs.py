@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from prompt_tuning import cli, config, demo
+from prompt_tuning import cli, config
 from prompt_tuning.checkpoints import model_file
-from prompt_tuning.model import Model
-from prompt_tuning.network import T5Config, Transformer
+from prompt_tuning.commands import demo
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.transformer import T5Config, Transformer
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 # What makes a model tiny but leaves its family (activations, output layer) alone.

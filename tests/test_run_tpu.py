@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning.checkpoints import prompt_file
-from prompt_tuning.commands.common import PROMPT_FILE
+from prompt_tuning.runs.common import PROMPT_FILE
 
 SCRIPT = pathlib.Path(__file__).parents[1] / "run_tpu.sh"
 FLAGS = ["--name", "tuning", "--zone", "us-central1-a"]

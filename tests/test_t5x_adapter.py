@@ -22,12 +22,15 @@ import seqio
 from flax.linen import partitioning as flax_partitioning
 from jax.sharding import Mesh
 
-from prompt_tuning import feature_converter, methods, optim, prompt_inits, trees
+from prompt_tuning import trees
 from prompt_tuning.checkpoints import prompt_formats, t5x_native
+from prompt_tuning.data import feature_converter
 from prompt_tuning.errors import UserError
-from prompt_tuning.model import Model
-from prompt_tuning.network import T5Config
-from prompt_tuning.step import TrainState, make_train_step
+from prompt_tuning.methods import registry
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.transformer import T5Config
+from prompt_tuning.training import optimizers, prompt_starts
+from prompt_tuning.training.step import TrainState, make_train_step
 
 ROOT = pathlib.Path(__file__).parents[1]
 SIZES = (256, 32, 4, 2, 2, 8, 64)
@@ -232,9 +235,9 @@ def test_dropout_needs_a_key_and_changes_the_loss(t5x, golden):
 
 def test_the_mask_is_that_of_our_methods(t5x, prompted):
     _, params, _, _ = prompted
-    for method, rules in methods.RULES.items():
+    for method, rules in registry.RULES.items():
         ours = t5x.adapter.stack(trees.unflatten(params))
-        tuned, _ = methods.split(ours, rules)
+        tuned, _ = registry.split(ours, rules)
         names = trees.unflatten({name: name for name in params})
         found = set(t5x.adapter.tuned_params(method).iterate(names))
         assert found == set(trees.flatten(t5x.adapter.unstack(tuned)))
@@ -307,8 +310,8 @@ def test_three_steps_of_t5x_move_nothing_else(trained, prompted, golden):
 def test_three_steps_of_t5x_are_three_steps_of_ours(trained, t5x, prompted):
     model, params, batch, _ = prompted
     ours = t5x.adapter.stack(trees.unflatten(params))
-    tuned, frozen = methods.split(ours, methods.RULES["prompt_tuning"])
-    tx = optim.adafactor(0.3, **RECIPE)
+    tuned, frozen = registry.split(ours, registry.RULES["prompt_tuning"])
+    tx = optimizers.adafactor(0.3, **RECIPE)
     step = jax.jit(make_train_step(Model(model.module.wrapped), tx))
     state = TrainState.create(tuned, tx, jax.random.key(0))
     for theirs in trained:
@@ -399,7 +402,7 @@ def test_the_prompt_starts_from_the_checkpoints_table(t5x, shared, golden):
         "target/token_embedder/embedding"
     ]
     start = t5x.adapter.initial_prompt(
-        prompt_inits.text_init("ab"), str(path), seqio.ByteVocabulary(), seed=3
+        prompt_starts.text_init("ab"), str(path), seqio.ByteVocabulary(), seed=3
     )
     module = t5x.adapter.Transformer(T5Config(*SIZES), LENGTH, start)
     ones = jnp.ones((1, 2), jnp.int32)

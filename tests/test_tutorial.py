@@ -12,8 +12,8 @@ import pytest
 
 from prompt_tuning import cli, config
 from prompt_tuning.checkpoints import model_file
-from prompt_tuning.model import Model
-from prompt_tuning.network import Transformer
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.transformer import Transformer
 
 TUTORIAL = pathlib.Path(__file__).parents[1] / "docs" / "tutorial.md"
 BLOCK = re.compile(r"^```(\w+)(?: title=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+from prompt_tuning import files
 from prompt_tuning.checkpoints import (
-    files,
     huggingface,
     layout,
     model_file,
@@ -17,7 +17,7 @@ from prompt_tuning.checkpoints import (
 )
 from prompt_tuning.checkpoints.source import Source
 from prompt_tuning.errors import UserError
-from prompt_tuning.network import T5Config
+from prompt_tuning.network.transformer import T5Config
 
 FORMATS = ("native", "t5x", "huggingface")
 

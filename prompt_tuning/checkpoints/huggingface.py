@@ -17,13 +17,13 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from prompt_tuning import trees
-from prompt_tuning.checkpoints import files, layout
+from prompt_tuning import files, trees
+from prompt_tuning.checkpoints import layout
 from prompt_tuning.checkpoints.keys import huggingface as keys
 from prompt_tuning.checkpoints.source import Source
 from prompt_tuning.errors import UserError
-from prompt_tuning.model import Model
-from prompt_tuning.network import T5Config, Transformer
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.transformer import T5Config, Transformer
 
 WHAT = "a safetensors file of a Hugging Face model"
 PIECE = 2**24  # Numbers of two tensors that are compared at once.

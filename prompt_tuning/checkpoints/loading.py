@@ -17,11 +17,13 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from prompt_tuning import optim, quantization, trees
+from prompt_tuning import trees
 from prompt_tuning.checkpoints import layout, model_file
 from prompt_tuning.checkpoints.source import Source
 from prompt_tuning.errors import UserError
-from prompt_tuning.network import T5Config
+from prompt_tuning.network import quantization
+from prompt_tuning.network.prompts import PROMPT_LEAVES
+from prompt_tuning.network.transformer import T5Config
 from prompt_tuning.types import Params
 
 READERS = 4
@@ -68,7 +70,7 @@ def load_params(
     wanted = {
         name: leaf
         for name, leaf in leaves.items()
-        if name not in made and not re.fullmatch(optim.PROMPT, name)
+        if name not in made and not re.fullmatch(PROMPT_LEAVES, name)
     }
     _check_fit(source, layout.shapes(wanted))
     place = {} if shardings is None else trees.flatten(shardings)

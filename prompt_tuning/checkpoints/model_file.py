@@ -14,10 +14,11 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from prompt_tuning import optim
-from prompt_tuning.checkpoints import files, source
+from prompt_tuning import files
+from prompt_tuning.checkpoints import source
 from prompt_tuning.checkpoints.source import Source
 from prompt_tuning.errors import UserError
+from prompt_tuning.network.prompts import PROMPT_LEAVES
 from prompt_tuning.types import Params
 
 FILE = "model.safetensors"
@@ -117,7 +118,7 @@ def write_checkpoint(
       dtype: 'float32' or 'bfloat16'; None keeps the dtype of each tensor.
       progress: told the name of each tensor before it is read.
     """
-    prompts = [name for name in model.specs if re.fullmatch(optim.PROMPT, name)]
+    prompts = [name for name in model.specs if re.fullmatch(PROMPT_LEAVES, name)]
     if prompts:
         raise ValueError(f"a model file holds no prompts: {', '.join(prompts)}")
     specs = {}

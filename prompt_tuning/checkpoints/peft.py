@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from prompt_tuning.checkpoints import files
+from prompt_tuning import files
 from prompt_tuning.checkpoints.keys import peft as keys
 from prompt_tuning.checkpoints.prompt_file import (
     CARD,
@@ -27,8 +27,8 @@ from prompt_tuning.checkpoints.prompt_file import (
     checksum,
     without_checksum,
 )
+from prompt_tuning.data.template import WHOLE_PROMPT, Positions, Template
 from prompt_tuning.errors import UserError
-from prompt_tuning.template import WHOLE_PROMPT, Positions, Template
 
 
 def is_prompt(path: files.Path) -> bool:

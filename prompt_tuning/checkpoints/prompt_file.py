@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning.checkpoints import files
+from prompt_tuning import files
 from prompt_tuning.errors import UserError
 from prompt_tuning.types import Array
 

@@ -20,7 +20,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from prompt_tuning.checkpoints import files, peft, prompt_file, t5x_native, t5x_orbax
+from prompt_tuning import files
+from prompt_tuning.checkpoints import peft, prompt_file, t5x_native, t5x_orbax
 from prompt_tuning.checkpoints.source import Source
 from prompt_tuning.errors import UserError
 

@@ -22,8 +22,7 @@ import jax
 import numpy as np
 import tensorstore as ts
 
-from prompt_tuning import trees
-from prompt_tuning.checkpoints import files
+from prompt_tuning import files, trees
 from prompt_tuning.checkpoints.keys import t5x
 from prompt_tuning.checkpoints.source import Source
 from prompt_tuning.errors import UserError

@@ -5,9 +5,14 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prompt_tuning import base, decoding, processes
+from prompt_tuning import decoding, processes
+from prompt_tuning.checkpoints import base_models
 from prompt_tuning.checkpoints import prompt_file as prompt_card
-from prompt_tuning.commands.common import (
+from prompt_tuning.data.local_task import LocalTask
+from prompt_tuning.devices.partitioner import Partitioner
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.transformer import T5Config, Transformer
+from prompt_tuning.runs.common import (
     RESULTS_FILE,
     OnStart,
     attach,
@@ -17,10 +22,6 @@ from prompt_tuning.commands.common import (
     write_json,
     write_text,
 )
-from prompt_tuning.local_task import LocalTask
-from prompt_tuning.model import Model
-from prompt_tuning.network import T5Config, Transformer
-from prompt_tuning.partitioning import Partitioner
 
 
 def evaluate(
@@ -70,13 +71,13 @@ def evaluate(
     Returns:
       The metrics and what they were measured on.
     """
-    from prompt_tuning import evaluate as evaluation
-    from prompt_tuning.task_data import TaskData
+    from prompt_tuning.inference import evaluation
+    from prompt_tuning.runs.task_data import TaskData
 
     partitioner = partitioner or Partitioner()
     check_eval_batch(batch_size, partitioner)
     folder = None if output_dir is None else writable_folder(output_dir, on_start)
-    source = base.load(
+    source = base_models.load(
         config,
         initial_checkpoint_path,
         frozen_dtype=frozen_dtype,

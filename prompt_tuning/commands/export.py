@@ -3,10 +3,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from prompt_tuning import base, export, report
-from prompt_tuning.checkpoints import formats
+from prompt_tuning import report
+from prompt_tuning.checkpoints import base_models, formats
 from prompt_tuning.errors import UserError
-from prompt_tuning.network import T5Config
+from prompt_tuning.inference import export
+from prompt_tuning.network.transformer import T5Config
 
 LENGTHS = {"inputs", "targets"}
 
@@ -53,7 +54,7 @@ def export_model(
         max_decode_len=targets,
         prompt_rows=prompt_length * num_prompts,
     )
-    source = base.load(
+    source = base_models.load(
         config,
         initial_checkpoint_path,
         frozen_dtype=frozen_dtype,
@@ -66,7 +67,7 @@ def export_model(
         source.params,
         shapes,
         vocabulary=formats.find_vocabulary(
-            base.open_checkpoint(initial_checkpoint_path).path
+            base_models.open_checkpoint(initial_checkpoint_path).path
         ),
         platforms=platforms,
         metadata={"base_model": source.identity},

@@ -6,15 +6,15 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from prompt_tuning import base, decoding, report
-from prompt_tuning.checkpoints import prompt_formats
-from prompt_tuning.commands.common import write_text
+from prompt_tuning import decoding, report
+from prompt_tuning.checkpoints import base_models, prompt_formats
+from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.errors import UserError
-from prompt_tuning.network import T5Config
-from prompt_tuning.partitioning import Partitioner
+from prompt_tuning.network.transformer import T5Config
+from prompt_tuning.runs.common import write_text
 
 if TYPE_CHECKING:
-    from prompt_tuning.engine import Engine
+    from prompt_tuning.inference.engine import Engine
 
 ROWS = ".jsonl"
 
@@ -50,7 +50,7 @@ def infer(
       texts: texts to answer.
       input_file: more of them, one a line; or, where its name ends in ``.jsonl``, rows
         (see `engine.Engine.prepare`), which are answered by a job that can be resumed
-        (see `batch_job`).
+        (see `batch_jobs`).
       output_file: JSONL of the answers; None prints them. Rows need one.
       batch_size: rows of a batch.
       max_input_length: longest input in tokens, its prompt included.
@@ -86,11 +86,11 @@ def infer(
     else:
         texts = _texts(texts, input_file, prompts)
     # Imported when it is sure that there is something to do: it loads TensorFlow.
-    from prompt_tuning import batch_job
-    from prompt_tuning.engine import Engine
-    from prompt_tuning.prompt_store import PromptStore, name_of
+    from prompt_tuning.inference import batch_jobs
+    from prompt_tuning.inference.engine import Engine
+    from prompt_tuning.inference.store import PromptStore, name_of
 
-    source = base.load(
+    source = base_models.load(
         config,
         initial_checkpoint_path,
         frozen_dtype=frozen_dtype,
@@ -121,7 +121,7 @@ def infer(
     )
     if rows_file is None:
         return _answer_texts(engine, only, texts, output_file)
-    job = batch_job.Job(rows_file, output_file)
+    job = batch_jobs.Job(rows_file, output_file)
     settings = {
         "base_model": source.fingerprint,
         "prompts": store.digest(),
@@ -134,7 +134,7 @@ def infer(
     progress = job.run(engine, settings, only)
     report.say(f"answered {progress.answered} rows in {job.output}")
     if progress.rejected:
-        raise batch_job.RowsRejectedError(
+        raise batch_jobs.RowsRejectedError(
             f"{progress.rejected} of {progress.answered + progress.rejected} rows could "
             f"not be answered; {job.rejected} holds them, each with the reason"
         )
@@ -144,7 +144,7 @@ def infer(
 def _answer_texts(
     engine: "Engine", prompt: str, texts: Sequence[str], output_file: str | None
 ) -> list[dict[str, Any]]:
-    from prompt_tuning.batch_job import rounded
+    from prompt_tuning.inference.batch_jobs import rounded
 
     requests = []
     for number, text in enumerate(texts, start=1):

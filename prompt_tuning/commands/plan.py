@@ -14,14 +14,18 @@ from typing import Any
 import jax
 import optax
 
-from prompt_tuning import base, methods, quantization, report, topologies
-from prompt_tuning.commands.common import versions, write_json
+from prompt_tuning import report
+from prompt_tuning.checkpoints import base_models
+from prompt_tuning.devices import topologies
+from prompt_tuning.devices.topologies import GIB, Topology
 from prompt_tuning.errors import UserError
-from prompt_tuning.network import T5Config
-from prompt_tuning.planning import answers, checks, flops
+from prompt_tuning.methods import registry
+from prompt_tuning.network import quantization
+from prompt_tuning.network.transformer import T5Config
+from prompt_tuning.planning import checks, flops, memory_report
 from prompt_tuning.planning.checks import with_batch
 from prompt_tuning.planning.workload import STEPS, TRAIN, Memory, Workload
-from prompt_tuning.topologies import GIB, Topology
+from prompt_tuning.runs.common import versions, write_json
 
 SAY_EVERY = 30  # seconds
 
@@ -46,14 +50,14 @@ def plan(
     find_largest: bool = True,
     output_file: str | None = None,
 ) -> dict[str, Any]:
-    """Plans the step that ``train`` would take with the same values, or ``infer``.
+    """Plans the step that ``loop`` would take with the same values, or ``infer``.
 
     Args:
       config: sizes of the model, and the remat policy.
       topology: a slice such as ``v5e:2x4``, or ``local``.
       task_feature_lengths: text tokens of ``inputs`` and ``targets``.
       batch_size: rows of a batch over all chips.
-      method: a key of `methods.RULES`.
+      method: a key of `registry.RULES`.
       optimizer: moves the tuned leaves.
       prompt_length: positions of the prompt; 0 for methods without one.
       frozen_dtype: dtype of frozen weights; 'auto' is bfloat16 for TPUs, 'int8'
@@ -74,7 +78,7 @@ def plan(
     Raises:
       UserError: the step cannot be placed on these chips.
     """
-    methods.rules_of(method)  # Refuses what is none.
+    registry.rules_of(method)  # Refuses what is none.
     if step not in STEPS:
         raise UserError(f"STEP={step!r} is not one of {', '.join(map(repr, STEPS))}")
     missing = {"inputs", "targets"} - set(task_feature_lengths)
@@ -85,7 +89,7 @@ def plan(
         jax.config.update("jax_platforms", "cpu")
     place = topologies.parse(topology)
     if step == TRAIN:
-        frozen_dtype = methods.weights_dtype(method, frozen_dtype)
+        frozen_dtype = registry.weights_dtype(method, frozen_dtype)
     else:
         num_microbatches = 1
     if frozen_dtype != quantization.INT8:
@@ -117,7 +121,7 @@ def figures(
 ) -> dict[str, Any]:
     """The figures of a step that `checks.check` let pass."""
     chips = topology.num_chips
-    estimated = lambda batch: answers.estimate(with_batch(work, batch), topology)
+    estimated = lambda batch: memory_report.estimate(with_batch(work, batch), topology)
     guess = estimated(work.batch_size)
     results: dict[str, Any] = {
         "step": work.step,
@@ -140,7 +144,7 @@ def figures(
     }
     grain = work.grain(chips)
     if find_largest:
-        results["estimate"]["largest_batch"] = answers.largest_batch(
+        results["estimate"]["largest_batch"] = memory_report.largest_batch(
             lambda batch: estimated(batch).total <= topology.usable_bytes,
             grain,
             work.batch_size,
@@ -151,7 +155,7 @@ def figures(
         results["compiled"]["seconds"] = answer.seconds
         results["collectives"] = answer.collectives
     if compile_step and find_largest:
-        results["compiled"]["largest_batch"] = answers.largest_batch(
+        results["compiled"]["largest_batch"] = memory_report.largest_batch(
             lambda batch: _compiled(with_batch(work, batch), topology).fits,
             grain,
             results["estimate"]["largest_batch"],
@@ -212,7 +216,7 @@ def cache_folder() -> pathlib.Path:
 def _dtype(name: str, topology: Topology) -> str:
     if name == "auto" and topology.platform == "tpu":
         return "bfloat16"
-    return base.resolve_dtype(name)
+    return base_models.resolve_dtype(name)
 
 
 def _memory(memory: Memory, fits: bool) -> dict[str, Any]:
@@ -220,9 +224,9 @@ def _memory(memory: Memory, fits: bool) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(work: Workload, topology: Topology) -> answers.Compiled:
+def _compiled(work: Workload, topology: Topology) -> memory_report.Compiled:
     with _waiting(f"compiling batch {work.batch_size} for {topology.name}"):
-        return answers.compiled(work, topology, cache_folder())
+        return memory_report.compiled(work, topology, cache_folder())
 
 
 @contextlib.contextmanager

@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import optax
 
-from prompt_tuning import base, methods, pretraining, report
-from prompt_tuning import train as training
-from prompt_tuning.checkpoints import model_file
-from prompt_tuning.commands.common import (
+from prompt_tuning import report
+from prompt_tuning.checkpoints import base_models, model_file
+from prompt_tuning.methods import registry
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.transformer import T5Config, Transformer
+from prompt_tuning.runs.common import (
     RESULTS_FILE,
     TUNED_MODEL,
     OnStart,
@@ -19,8 +21,7 @@ from prompt_tuning.commands.common import (
     writable_folder,
     write_json,
 )
-from prompt_tuning.model import Model
-from prompt_tuning.network import T5Config, Transformer
+from prompt_tuning.training import loop, pretraining
 
 
 def pretrain(
@@ -69,7 +70,9 @@ def pretrain(
       The content of ``results.json``.
     """
     folder = writable_folder(model_dir, on_start)
-    config = dataclasses.replace(config, dtype=base.resolve_dtype(activation_dtype))
+    config = dataclasses.replace(
+        config, dtype=base_models.resolve_dtype(activation_dtype)
+    )
     model = Model(Transformer(config), loss_normalizing_factor="NUM_REAL_TARGET_TOKENS")
 
     def mixture(suffix: str, seed: int) -> pretraining.Mixture:
@@ -90,16 +93,16 @@ def pretrain(
     if initial_checkpoint_path is None:
         params = model.init(jax.random.key(seed))
     else:
-        params = base.load(
+        params = base_models.load(
             config, initial_checkpoint_path, frozen_dtype="float32"
         ).params
-    result = training.fit(
+    result = loop.fit(
         model,
         params,
-        methods.RULES["model_tuning"],
+        registry.RULES["model_tuning"],
         optimizer,
         stream.batches,
-        training.Schedule(train_steps, eval_period, checkpoint_period, keep_last=True),
+        loop.Schedule(train_steps, eval_period, checkpoint_period, keep_last=True),
         key=jax.random.key(seed + 1),
         model_dir=folder,
         evaluate=pretraining.held_out_metrics(model, held_out),

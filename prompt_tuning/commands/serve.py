@@ -5,8 +5,8 @@ import importlib.util
 import os
 import pathlib
 
-from prompt_tuning import base, report
-from prompt_tuning.checkpoints import formats
+from prompt_tuning import report
+from prompt_tuning.checkpoints import base_models, formats
 from prompt_tuning.errors import UserError
 
 TOKEN = "PROMPT_TUNING_TOKEN"
@@ -61,8 +61,8 @@ def serve(
         )
     # They load TensorFlow and FastAPI.
     from prompt_tuning import decoding
-    from prompt_tuning.engine import Engine
-    from prompt_tuning.prompt_store import PromptStore
+    from prompt_tuning.inference.engine import Engine
+    from prompt_tuning.inference.store import PromptStore
     from prompt_tuning.serving import app, server
     from prompt_tuning.serving.batcher import Batcher
     from prompt_tuning.serving.metrics import Metrics
@@ -74,8 +74,8 @@ def serve(
             f"{TOKEN} a token that requests must bear"
         )
     listener = server.listen(host, port)
-    config = formats.architecture(base.open_checkpoint(model))
-    source = base.load(config, model, frozen_dtype=dtype)
+    config = formats.architecture(base_models.open_checkpoint(model))
+    source = base_models.load(config, model, frozen_dtype=dtype)
     store = PromptStore(source, prompt_rows, force=force)
     if prompts is not None:
         for reason in store.load_folder(prompts).values():

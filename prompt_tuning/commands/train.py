@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``train``: tunes a prompt, several prompts, or the whole model, on tasks.
+"""``loop``: tunes a prompt, several prompts, or the whole model, on tasks.
 
 Modules that load TensorFlow are imported inside the function, so that the commands that
 do without it start at once; the same holds for the commands beside this one.
@@ -11,21 +11,21 @@ from typing import Any
 
 import optax
 
-from prompt_tuning import (
-    base,
-    members,
-    methods,
-    processes,
-    quantization,
-    report,
-    sharding,
-    topologies,
-    trees,
-)
-from prompt_tuning import train as training
-from prompt_tuning.checkpoints import model_file
-from prompt_tuning.commands import prompted, tuned
-from prompt_tuning.commands.common import (
+from prompt_tuning import processes, report, trees
+from prompt_tuning.checkpoints import base_models, model_file
+from prompt_tuning.data.local_task import LocalTask
+from prompt_tuning.devices import sharding, topologies
+from prompt_tuning.devices.partitioner import Partitioner
+from prompt_tuning.errors import UserError
+from prompt_tuning.methods import registry
+from prompt_tuning.network import quantization
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.prompts import Prompt
+from prompt_tuning.network.transformer import T5Config, Transformer
+from prompt_tuning.planning import checks
+from prompt_tuning.planning.workload import Workload
+from prompt_tuning.runs import outcomes, prompt_specs
+from prompt_tuning.runs.common import (
     PROMPT_FILE,
     RESULTS_FILE,
     TUNED_MODEL,
@@ -35,15 +35,8 @@ from prompt_tuning.commands.common import (
     writable_folder,
     write_json,
 )
-from prompt_tuning.errors import UserError
-from prompt_tuning.local_task import LocalTask
-from prompt_tuning.model import Model
-from prompt_tuning.network import T5Config, Transformer
-from prompt_tuning.partitioning import Partitioner
-from prompt_tuning.planning import checks
-from prompt_tuning.planning.workload import Workload
-from prompt_tuning.prompt_inits import PromptInit
-from prompt_tuning.prompts import Prompt
+from prompt_tuning.training import loop, members
+from prompt_tuning.training.prompt_starts import PromptInit
 
 
 def train(
@@ -97,7 +90,7 @@ def train(
         ``embedded:NAME``.
       mixture_or_task_name: a registered seqio task or mixture.
       task_feature_lengths: text tokens of ``inputs`` and ``targets``.
-      method: a key of `methods.RULES`.
+      method: a key of `registry.RULES`.
       optimizer: moves the tuned leaves.
       train_steps: steps in all, over all resumptions.
       batch_size: rows of a batch over all hosts.
@@ -106,7 +99,7 @@ def train(
       train_split: split to tune on.
       eval_split: split that chooses the best step; None keeps the last.
       prompt_length: positions of the prompt; 0 for methods without one.
-      prompt_init: how it starts (see `prompt_inits.named` for texts); sampled
+      prompt_init: how it starts (see `prompt_starts.named` for texts); sampled
         vocabulary by default.
       placement: 'prepend', 'append' or 'after_bos'.
       eval_batch_size: rows of an evaluation batch.
@@ -126,7 +119,7 @@ def train(
       num_microbatches: parts of a batch whose gradients are added up.
       num_eval_examples: evaluate on the first so many examples only.
       prompts: several prompts to tune side by side: for each, the values in which it
-        differs from this run's own (see `variants` and `prompted.OWN_VALUES`).
+        differs from this run's own (see `prompt_lists` and `prompt_specs.OWN_VALUES`).
       optimizer_at: makes the optimizer at another learning rate, for ``prompts`` that
         give one.
       on_start: called with the folder before anything else is written to it.
@@ -134,8 +127,8 @@ def train(
     Returns:
       The content of ``results.json``.
     """
-    rules = methods.rules_of(method)
-    weights_dtype = methods.weights_dtype(method, frozen_dtype)
+    rules = registry.rules_of(method)
+    weights_dtype = registry.weights_dtype(method, frozen_dtype)
     if train_steps < 1:
         raise UserError(f"TRAIN_STEPS={train_steps} must be 1 or more")
     if prompts is not None and not prompt_length:
@@ -143,8 +136,8 @@ def train(
             f"PROMPTS lists prompts, but {method} tunes none: leave PROMPTS out or use "
             "a method file of prompt tuning"
         )
-    specs = prompted.specs(
-        prompted.PromptSpec(
+    specs = prompt_specs.specs(
+        prompt_specs.PromptSpec(
             mixture_or_task_name=mixture_or_task_name,
             mixture_or_task_module=mixture_or_task_module,
             local_task=local_task,
@@ -164,7 +157,7 @@ def train(
         partitioner.check_batch(batch_size, num_microbatches)
     check_eval_batch(eval_batch_size, partitioner)
     folder = writable_folder(model_dir, on_start)
-    tasks = prompted.Tasks(config.vocab_size)
+    tasks = prompt_specs.Tasks(config.vocab_size)
     batches = {}
     for spec in specs:
         task = tasks.of(spec)
@@ -181,7 +174,7 @@ def train(
         for name in task_feature_lengths
     }
     work = Workload(
-        dataclasses.replace(config, dtype=base.resolve_dtype(activation_dtype)),
+        dataclasses.replace(config, dtype=base_models.resolve_dtype(activation_dtype)),
         sum(spec.batch_size for spec in specs),
         longest["inputs"],
         longest["targets"],
@@ -190,13 +183,13 @@ def train(
         max(spec.prompt_length for spec in specs),
         weights_dtype
         if weights_dtype == quantization.INT8
-        else base.resolve_dtype(weights_dtype),
+        else base_models.resolve_dtype(weights_dtype),
         partitioner.mesh.shape[sharding.MODEL],
         partitioner.parameter_partitioning_dims,
         num_microbatches,
     )
     checks.check_room(work, topologies.parse(topologies.LOCAL))
-    source = base.load(
+    source = base_models.load(
         config,
         initial_checkpoint_path,
         frozen_dtype=weights_dtype,
@@ -216,14 +209,14 @@ def train(
     params = source.params
     if bank:
         starts = {
-            prompt.name: prompted.start(source, tasks.of(spec), spec)
+            prompt.name: prompt_specs.start(source, tasks.of(spec), spec)
             for prompt, spec in zip(bank, specs, strict=True)
         }
         params = trees.merge(params, {"prompts": starts})
     everyone = [
         members.Member(
             spec.name,
-            prompted.optimizer_of(spec, optimizer, optimizer_at),
+            prompt_specs.optimizer_of(spec, optimizer, optimizer_at),
             batches[spec.name],
             tasks.evaluate(
                 spec, model, source.mesh, eval_batch_size, num_eval_examples
@@ -231,15 +224,15 @@ def train(
         )
         for spec in specs
     ]
-    found = training.fit_many(
+    found = loop.fit_many(
         model,
         params,
         rules,
         everyone,
-        training.Schedule(
+        loop.Schedule(
             train_steps, eval_period, checkpoint_period, log_period, patience, metric
         ),
-        key=prompted.keys(seed)[1],
+        key=prompt_specs.keys(seed)[1],
         model_dir=folder,
         num_microbatches=num_microbatches,
         partitioner=source.partitioner,
@@ -264,24 +257,24 @@ def train(
         }
         if bank:
             written = folder / PROMPT_FILE
-            tuned.save(written, spec, tasks.of(spec), result, facts)
+            outcomes.save(written, spec, tasks.of(spec), result, facts)
         else:
             written = folder / TUNED_MODEL
             processes.in_first(
                 lambda: model_file.save_model(written, result.tuned, results)
             )
     else:
-        written = folder / tuned.PROMPTS_FOLDER
+        written = folder / outcomes.PROMPTS_FOLDER
         for spec in specs:
             if spec.name in found:
                 path = written / f"{spec.name}.safetensors"
-                tuned.save(path, spec, tasks.of(spec), found[spec.name], facts)
-        rows = tuned.ranked(
-            [tuned.row(spec, found.get(spec.name), metric) for spec in specs]
+                outcomes.save(path, spec, tasks.of(spec), found[spec.name], facts)
+        rows = outcomes.ranked(
+            [outcomes.row(spec, found.get(spec.name), metric) for spec in specs]
         )
         pace = next(iter(found.values())).pace
-        results = {**facts, "pace": pace, "best": tuned.best(rows), "prompts": rows}
-        tuned.print_table(rows)
+        results = {**facts, "pace": pace, "best": outcomes.best(rows), "prompts": rows}
+        outcomes.print_table(rows)
     report.say(f"wrote {written}")
     processes.in_first(lambda: write_json(folder / RESULTS_FILE, results))
     return results

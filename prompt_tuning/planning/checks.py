@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What cannot be placed on the chips is refused, with the nearest choice that can.
 
-Nothing is allocated or compiled for it: `plan` asks before it plans, and `train` before
+Nothing is allocated or compiled for it: `plan` asks before it plans, and `loop` before
 it loads a model.
 """
 
@@ -11,16 +11,17 @@ import math
 
 from jax.sharding import AbstractMesh
 
-from prompt_tuning import quantization, sharding, topologies
+from prompt_tuning.devices import sharding, topologies
+from prompt_tuning.devices.topologies import GIB, Topology
 from prompt_tuning.errors import UserError
-from prompt_tuning.planning import answers
+from prompt_tuning.network import quantization
+from prompt_tuning.planning import memory_report
 from prompt_tuning.planning.workload import (
     TRAIN,
     Workload,
     arguments_memory,
     param_shardings,
 )
-from prompt_tuning.topologies import GIB, Topology
 
 
 def check(work: Workload, topology: Topology) -> None:
@@ -103,7 +104,7 @@ def least_partitions(work: Workload, topology: Topology) -> Workload | None:
             continue
         choice = dataclasses.replace(work, num_partitions=parts)
         choice = with_batch(choice, choice.grain(chips))
-        if answers.estimate(choice, topology).total <= topology.usable_bytes:
+        if memory_report.estimate(choice, topology).total <= topology.usable_bytes:
             return choice
     return None
 

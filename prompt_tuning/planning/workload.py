@@ -16,11 +16,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from prompt_tuning import decoding, methods, quantization, sharding, trees
-from prompt_tuning.model import Model
-from prompt_tuning.network import T5Config, Transformer
-from prompt_tuning.prompts import Prompt
-from prompt_tuning.step import TrainState, make_train_step
+from prompt_tuning import decoding, trees
+from prompt_tuning.devices import sharding
+from prompt_tuning.methods import registry
+from prompt_tuning.network import quantization
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.prompts import Prompt
+from prompt_tuning.network.transformer import T5Config, Transformer
+from prompt_tuning.training.step import TrainState, make_train_step
 from prompt_tuning.types import Batch, Params, PyTree
 
 TRAIN, RANK, DECODE = STEPS = ("train", "rank", "decode")
@@ -36,7 +39,7 @@ class Workload:
       inputs: text tokens of the encoder.
       targets: tokens of the decoder.
       optimizer: moves the tuned leaves; inference has no use for it.
-      method: a key of `methods.RULES`.
+      method: a key of `registry.RULES`.
       prompt_length: virtual tokens, added to ``inputs``; 0 for methods without.
       frozen_dtype: what frozen weights are kept in. With 'int8' kernels the leaves
         that are not quantised are kept in the activations' dtype.
@@ -142,12 +145,12 @@ def abstract_params(work: Workload) -> Params:
     if dtype == quantization.INT8:
         boxed = quantization.quantize_abstract(boxed)
         dtype = work.config.dtype
-    tuned = methods.RULES[work.method] if work.step == TRAIN else _PROMPTS
+    tuned = registry.RULES[work.method] if work.step == TRAIN else _PROMPTS
 
     def kept(name: str, box: Any) -> Any:
         leaf = box.value
         exact = leaf.dtype == jnp.int8 or name.endswith(f"/{quantization.SCALE}")
-        if exact or trees.first_match(tuned, name) == methods.TUNED:
+        if exact or trees.first_match(tuned, name) == registry.TUNED:
             return box
         return box.replace_boxed(jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)))
 
@@ -158,7 +161,7 @@ def abstract_params(work: Workload) -> Params:
 _boxed = functools.lru_cache(maxsize=16)(Model.abstract_params)
 
 # Inference moves nothing, but prompts stay float32 beside the weights.
-_PROMPTS = methods.RULES["prompt_tuning"]
+_PROMPTS = registry.RULES["prompt_tuning"]
 
 
 def param_shardings(work: Workload, mesh: Mesh | AbstractMesh) -> Params:
@@ -176,10 +179,10 @@ def abstract_arguments(
       mesh they are placed as a run places them.
     """
     params = nn.meta.unbox(abstract_params(work))
-    rules = methods.RULES[work.method] if work.step == TRAIN else _PROMPTS
+    rules = registry.RULES[work.method] if work.step == TRAIN else _PROMPTS
     label_tree = trees.labels(params, rules)
-    tuned = trees.select(params, label_tree, methods.TUNED)
-    frozen = trees.select(params, label_tree, methods.FROZEN)
+    tuned = trees.select(params, label_tree, registry.TUNED)
+    frozen = trees.select(params, label_tree, registry.FROZEN)
     batch = _abstract_batch(work)
     state = tuned
     if work.step == TRAIN:

@@ -24,9 +24,9 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from prompt_tuning.checkpoints import prompt_formats
-from prompt_tuning.engine import Engine
 from prompt_tuning.errors import UserError
-from prompt_tuning.prompt_store import StoredPrompt
+from prompt_tuning.inference.engine import Engine
+from prompt_tuning.inference.store import StoredPrompt
 from prompt_tuning.serving.batcher import Batcher, ClosedError, QueueFullError
 from prompt_tuning.serving.metrics import Metrics
 

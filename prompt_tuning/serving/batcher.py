@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from prompt_tuning.request import Request
+from prompt_tuning.inference.prepared_rows import Request
 
 Run = Callable[[Sequence[Request]], list[dict[str, Any]]]
 

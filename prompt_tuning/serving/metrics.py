@@ -9,7 +9,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from prompt_tuning.engine import Engine
+from prompt_tuning.inference.engine import Engine
 from prompt_tuning.serving.batcher import Batcher
 
 PREFIX = "prompt_tuning_"

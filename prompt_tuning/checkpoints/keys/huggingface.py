@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.network import T5Config
+from prompt_tuning.network.transformer import T5Config
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

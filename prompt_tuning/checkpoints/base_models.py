@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frozen base model of a run: sizes, weights, identity."""
+
+import dataclasses
+import pathlib
+
+import jax
+
+from prompt_tuning import report, trees
+from prompt_tuning.checkpoints import formats, loading
+from prompt_tuning.checkpoints.source import Source
+from prompt_tuning.devices import sharding
+from prompt_tuning.devices.partitioner import Partitioner
+from prompt_tuning.errors import UserError
+from prompt_tuning.network import quantization
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.transformer import T5Config, Transformer
+from prompt_tuning.types import Params
+
+EMBEDDED = "embedded:"
+ASSETS = pathlib.Path(__file__).parent / "assets"
+
+
+def open_checkpoint(path: str | pathlib.Path) -> Source:
+    """Opens INITIAL_CHECKPOINT_PATH; ``embedded:NAME`` is a model inside the package.
+
+    Raises:
+      UserError: see `formats.open_model`.
+    """
+    if str(path).startswith(EMBEDDED):
+        folder = ASSETS / str(path).removeprefix(EMBEDDED)
+        if not folder.is_dir():
+            names = ", ".join(sorted(p.name for p in ASSETS.iterdir()))
+            raise UserError(f"no model {path!r} is embedded; there is {names}")
+        path = folder
+    return formats.open_model(path)
+
+
+def resolve_dtype(dtype: str) -> str:
+    """'auto' is bfloat16 on accelerators and float32 on CPUs, which lack fast bfloat16.
+
+    Raises:
+      UserError: an unknown dtype.
+    """
+    if dtype == "auto":
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if dtype not in ("float32", "bfloat16"):
+        also = ""
+        if dtype == quantization.INT8:
+            also = "; 'int8' is for frozen weights alone (FROZEN_DTYPE)"
+        raise UserError(f"dtype {dtype!r} is not 'auto', 'float32' or 'bfloat16'{also}")
+    return dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseModel:
+    """A network without prompts, its weights, and who it is.
+
+    Attributes:
+      config: the sizes, with the activations' dtype.
+      params: the weights in the dtype they are kept in.
+      name: what people call the checkpoint.
+      fingerprint: hash of the checkpoint's weights rounded to bfloat16; it is the same
+        whichever dtype they are kept in.
+      partitioner: how the weights are spread over devices, or None for one device.
+    """
+
+    config: T5Config
+    params: Params
+    name: str
+    fingerprint: str
+    partitioner: Partitioner | None
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh | None:
+        """The devices the weights are spread over, or None for one device."""
+        return None if self.partitioner is None else self.partitioner.mesh
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a prompt's card says of the model it was tuned on."""
+        return {"name": self.name, "fingerprint": self.fingerprint}
+
+    @property
+    def table(self) -> jax.Array:
+        """The embedding table, ``[V, H]``."""
+        return self.params["token_embedder"]["embedding"]
+
+
+def load(
+    config: T5Config,
+    checkpoint_path: str | pathlib.Path,
+    *,
+    frozen_dtype: str = "auto",
+    activation_dtype: str = "auto",
+    partitioner: Partitioner | None = None,
+) -> BaseModel:
+    """Loads the weights that ``config`` describes.
+
+    Args:
+      config: the sizes.
+      checkpoint_path: of any format (see `formats.open_model`), or ``embedded:NAME``.
+      frozen_dtype: dtype to keep the weights in (see `resolve_dtype`); 'int8'
+        quantises kernels and keeps the other leaves as 'auto' does.
+      activation_dtype: dtype to compute in.
+      partitioner: how to spread over devices; by default a whole copy on each.
+
+    Raises:
+      UserError: the checkpoint is missing or does not fit the sizes, or the sizes do
+        not fit the devices.
+    """
+    source = open_checkpoint(checkpoint_path)
+    loading.check_sizes(source, config)
+    if source.prompts:
+        report.say(
+            f"{source.path} holds a prompt beside the model ({', '.join(source.prompts)}"
+            "), which is left out; PROMPT_FILE takes it"
+        )
+    config = dataclasses.replace(config, dtype=resolve_dtype(activation_dtype))
+    abstract = Model(Transformer(config)).abstract_params()
+    if frozen_dtype == quantization.INT8:
+        abstract = quantization.quantize_abstract(abstract)
+        frozen_dtype = "auto"
+    partitioner, shardings = partitioner or Partitioner(), None
+    if partitioner.is_single:
+        partitioner = None
+    else:
+        shardings = sharding.param_shardings(
+            abstract, partitioner.mesh, partitioner.rules
+        )
+    digest = trees.Digest()
+    params = loading.load_params(
+        source, abstract, resolve_dtype(frozen_dtype), shardings, digest
+    )
+    return BaseModel(config, params, source.name, digest.hexdigest(), partitioner)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``prompt-tuning convert``: models and prompts from one format to another."""
+
+import os
+
+from prompt_tuning import report
+from prompt_tuning.checkpoints import base_models, formats, prompt_formats
+from prompt_tuning.errors import UserError
+
+FORMATS = tuple(dict.fromkeys((*formats.FORMATS, *prompt_formats.FORMATS)))
+
+
+def convert(
+    path: str,
+    output: str,
+    to: str,
+    *,
+    dtype: str | None = None,
+    vocabulary: str | None = None,
+) -> None:
+    """Writes a model or a prompt again in another format, to the last bit.
+
+    A prompt is what `prompt_formats.detect` takes for one; a T5X checkpoint that holds
+    both is a prompt if the wanted format is one of prompts.
+
+    Args:
+      path: a model (see `formats.open_model`; also ``embedded:NAME``) or a prompt.
+      output: the folder or file to write.
+      to: one of `FORMATS`.
+      dtype: of a model, 'float32' or 'bfloat16'; None keeps what it has.
+      vocabulary: SentencePiece model to put beside a model; by default the one that
+        lies beside it already.
+
+    Raises:
+      UserError: ``path`` is of no known format, or ``to`` is none for what it holds,
+        or the output cannot be written.
+    """
+    found = prompt_formats.detect(path) if os.path.exists(path) else None
+    wants_model, wants_prompt = to in formats.FORMATS, to in prompt_formats.FORMATS
+    if found is not None and (found != "t5x" or not wants_model):
+        if not wants_prompt:
+            raise UserError(
+                f"{path} is a prompt, which --to {to} cannot hold; choose one of "
+                f"{', '.join(prompt_formats.FORMATS)}"
+            )
+        if dtype is not None or vocabulary is not None:
+            raise UserError("--dtype and --vocabulary are for models, not for prompts")
+        array, card = prompt_formats.load(path)
+        for note in card.get("notes", ()):
+            report.say(note)
+        prompt_formats.save(output, array, card, to)
+        report.say(f"wrote {output}: a prompt of {len(array)} positions")
+        return
+    source = base_models.open_checkpoint(path)
+    if not wants_model:
+        raise UserError(
+            f"{path} is a model, which --to {to} cannot hold; choose one of "
+            f"{', '.join(formats.FORMATS)}"
+        )
+    if source.prompts and to != "t5x":
+        report.say(
+            f"left out: {', '.join(source.prompts)}; --to npy or --to peft takes it"
+        )
+    pieces = vocabulary
+    if pieces is None and to != "t5x":
+        pieces = formats.find_vocabulary(source.path)
+    with report.counting(f"to {to}", len(source.specs)) as advance:
+        formats.write_model(
+            output,
+            source,
+            to,
+            dtype=dtype,
+            vocabulary=pieces,
+            progress=lambda name: advance(),
+        )
+    report.say(f"wrote {output}: {len(source.specs)} tensors")

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``prompt-tuning inspect PATH``: what a prompt, a model or a run's folder holds."""
+
+import os
+import pathlib
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.table
+import rich.text
+
+from prompt_tuning import files, trees
+from prompt_tuning.checkpoints import (
+    base_models,
+    formats,
+    layout,
+    model_file,
+    prompt_formats,
+)
+from prompt_tuning.checkpoints.source import Source
+from prompt_tuning.errors import UserError
+from prompt_tuning.inference import prompt_view
+from prompt_tuning.training import run_checkpoints
+
+# Lists that are longer, e.g. arrays within a record, are shown by their length.
+LONG = 8
+
+
+def show(
+    path: files.Path, base_model: str | None = None, plot: str | None = None
+) -> None:
+    """Prints `inspect` to standard output."""
+    console = rich.console.Console(highlight=False, markup=False)
+    console.print(inspect(path, base_model, plot))
+
+
+def inspect(
+    path: files.Path, base_model: str | None = None, plot: str | None = None
+) -> rich.console.Group:
+    """Describes a prompt or a model of any format, or a run's MODEL_DIR.
+
+    Args:
+      path: what `prompt_formats.detect` or `formats.open_model` takes;
+        ``embedded:NAME`` is a model inside the package.
+      base_model: the base model, to name the tokens nearest to a prompt.
+      plot: a PNG to draw a prompt to.
+
+    Raises:
+      UserError: the path is none of these, or is damaged.
+    """
+    where = os.fspath(path)
+    prompts, parts = _prompts(where), []
+    if (model := _model_path(where)) is not None:
+        parts.append(_model(base_models.open_checkpoint(model)))
+    if os.path.isdir(where) and (runs := run_checkpoints.Checkpoints(where)).steps():
+        parts.append(_run(runs))
+    loaded = {path: prompt_formats.load(path) for path in prompts}
+    parts += [_prompt(path, *found, base_model) for path, found in loaded.items()]
+    if not parts:
+        raise UserError(
+            f"{where} is no prompt, model or MODEL_DIR with checkpoints; give the path "
+            "of one"
+        )
+    if plot is not None:
+        if len(prompts) != 1:
+            raise UserError(
+                f"--plot draws one prompt, {where} holds {len(prompts)}; give the file "
+                "of one"
+            )
+        prompt_view.draw(loaded[prompts[0]][0], plot)
+        parts.append(rich.text.Text(f"wrote {plot}"))
+    return rich.console.Group(*parts)
+
+
+def _prompts(where: str) -> list[str]:
+    """Paths of the prompts at or in ``where``."""
+    if not os.path.exists(where):
+        return []
+    if os.path.basename(where) == model_file.FILE:
+        return []
+    if os.path.isfile(where):
+        return [where]
+    if prompt_formats.detect(where) is not None:
+        return [where]
+    found = sorted(pathlib.Path(where).glob("*.safetensors"))
+    return [str(file) for file in found if prompt_formats.detect(file) == "native"]
+
+
+def _model_path(where: str) -> str | None:
+    """Where the model at ``where`` is, if one is there."""
+    if os.path.basename(where) == model_file.FILE:
+        return os.path.dirname(where) or "."
+    if os.path.exists(where):
+        return where if os.path.isdir(where) and formats.is_model(where) else None
+    # Embedded, in the cloud, or a name of the hub.
+    return where
+
+
+def _prompt(
+    path: str, prompt: np.ndarray, card: Mapping[str, Any], base_model: str | None
+) -> rich.console.Group:
+    rows = {
+        "format": prompt_formats.detect(path),
+        **_plain(card),
+        **prompt_view.facts(prompt),
+    }
+    parts = [_table(f"prompt {path}", rows)]
+    if base_model is not None:
+        parts.append(prompt_view.neighbours(prompt, base_model))
+    return rich.console.Group(*parts)
+
+
+def _model(source: Source) -> rich.console.Group:
+    dtypes = Counter(str(spec.dtype) for spec in source.specs.values())
+    shapes = {name: tuple(spec.shape) for name, spec in source.specs.items()}
+    rows = {
+        "format": source.format,
+        "parameters": f"{trees.count(source.specs):,} in {len(source.specs)} tensors",
+        "dtypes": ", ".join(f"{dtype} ({n})" for dtype, n in dtypes.items()),
+        "bytes": f"{trees.num_bytes(source.specs):,}",
+        **layout.sizes(shapes),
+        **source.sizes,
+        **_plain(source.metadata),
+    }
+    if source.prompts:
+        rows["prompts"] = ", ".join(source.prompts)
+    if source.unknown:
+        rows["no part of a T5"] = ", ".join(layout.collapse(source.unknown))
+    return _table(f"model {source.path}", rows)
+
+
+def _run(runs: run_checkpoints.Checkpoints) -> rich.console.Group:
+    steps = runs.steps()
+    rows = {"steps": ", ".join(map(str, steps))}
+    best = runs.read_best(steps[-1])
+    rows.update(_plain({"best": best if best else "no evaluation yet"}))
+    return _table(f"checkpoints {runs.folder}", rows)
+
+
+def _plain(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested records as ``{'a.b': text}``."""
+    rows = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            rows.update(_plain(value, f"{prefix}{key}."))
+        elif isinstance(value, list) and len(value) > LONG:
+            rows[f"{prefix}{key}"] = f"{len(value)} values"
+        else:
+            rows[f"{prefix}{key}"] = str(value)
+    return rows
+
+
+def _table(title: str, rows: Mapping[str, Any]) -> rich.console.Group:
+    table = rich.table.Table(show_header=False)
+    for key, value in rows.items():
+        # As text, for names in brackets are not markup.
+        table.add_row(rich.text.Text(key), rich.text.Text(str(value)))
+    return rich.console.Group(rich.text.Text(title), table)

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows as users write them become encoder inputs, as the prompt's card describes it.
+
+A row is a mapping such as ``{"text": "a fine film"}`` or ``{"premise": ...,
+"hypothesis": ...}``. What becomes of it is what `PromptFeatureConverter` does in
+training, less the cutting: position i of the prompt is -(i + 1) in what is returned,
+since where a prompt lies in the network's table is decided later and may change.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import seqio
+
+from prompt_tuning.checkpoints import prompt_file
+from prompt_tuning.data import examples
+from prompt_tuning.data.feature_converter import Placement
+from prompt_tuning.data.template import WHOLE_PROMPT, Positions, Template
+from prompt_tuning.errors import UserError
+from prompt_tuning.inference.evaluation import label_tokens
+from prompt_tuning.tasks import features
+
+# The name that a text has where the template has only one column, or there is none.
+TEXT = "text"
+# No piece of a vocabulary stands for more characters than this.
+LONGEST_PIECE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelSet:
+    """The answers that a row allows.
+
+    Attributes:
+      names: the labels.
+      tokens: their ids, each ended by EOS and padded: ``[C, S]``.
+    """
+
+    names: tuple[str, ...]
+    tokens: np.ndarray
+
+
+class Encoding:
+    """How the rows of one prompt become token ids.
+
+    Attributes:
+      vocabulary: of inputs and answers.
+      labels: the label set that the card names, or None where answers are free text.
+      columns: names of what a row must have.
+    """
+
+    def __init__(
+        self,
+        card: Mapping[str, Any],
+        length: int,
+        vocab_size: int,
+        *,
+        force: bool = False,
+    ):
+        """Reads a prompt's card.
+
+        Args:
+          card: vocabulary, labels, template and placement, all of them optional.
+          length: positions of the prompt; 0 for a prompt that is all words.
+          vocab_size: rows of the model's embedding table, V.
+          force: take a vocabulary that is no longer the one of the card.
+
+        Raises:
+          UserError: the vocabulary is not to be had, has changed or is too large for
+            the model; the template or the placement is none; the template names
+            positions that the prompt does not have; or a label is not in the
+            vocabulary.
+        """
+        name = self._vocabulary_name = card.get("vocabulary") or "t5"
+        self.vocabulary: seqio.Vocabulary = features.vocabulary(name)
+        size = examples.vocab_size(self.vocabulary, f"the prompt ({name})")
+        if size > vocab_size:
+            raise UserError(
+                f"its vocabulary {name} has {size} ids, the model has {vocab_size}; "
+                "use the model that the prompt was tuned on"
+            )
+        prompt_file.check_vocabulary(dict(card), _fingerprint(name), force)
+        template = card.get("template")
+        self._template = Template.parse(template or f"{{{TEXT}}}")
+        self._placement = Placement(card.get("placement") or "prepend")
+        self._length = length
+        self.columns = self._template.columns
+        beyond = [i for i in _positions(self._template) if i >= length]
+        if beyond:
+            raise UserError(
+                f"its template {template!r} names position {beyond[0]}, the prompt has "
+                f"{length}; tune it again with the template it is used with"
+            )
+        labels = card.get("labels")
+        self.labels = None if labels is None else self.label_set(labels)
+
+    def label_set(self, labels: Any) -> LabelSet:
+        """A label set in this vocabulary.
+
+        Raises:
+          UserError: it is not a list of two or more different texts, or one of them is
+            not in the vocabulary.
+        """
+        texts = isinstance(labels, Sequence) and not isinstance(labels, str)
+        if not texts or len(labels) < 2 or not all(_is_text(x) for x in labels):
+            raise UserError("labels must be a list of two or more texts")
+        return _label_set(tuple(labels), self._vocabulary_name)
+
+    def encode(
+        self, row: Mapping[str, Any], longest: int | None = None
+    ) -> np.ndarray:  # [T]
+        """Token ids of a row, EOS included; position i of the prompt is -(i + 1).
+
+        Args:
+          row: has a value for each column of the template; the only column of a
+            template may also be called ``text``. Values that are no texts are written
+            in JSON.
+          longest: positions, those of the prompt included, that a row may have.
+
+        Raises:
+          UserError: a column is missing, all are empty, a value is no text of whole
+            characters, or there are too many tokens.
+        """
+        values = {column: self._value(row, column) for column in self.columns}
+        if not any(value.strip() for value in values.values()):
+            raise UserError("the text is empty")
+        size = sum(map(len, values.values()))
+        if longest is not None and size > LONGEST_PIECE * longest:
+            raise UserError(
+                f"the text is {size} characters long; the model is given {longest} "
+                "tokens at most, those of the prompt included: shorten it"
+            )
+        return self._encode(values, longest)
+
+    def encode_same(self, value: str) -> np.ndarray:  # [T]
+        """A row whose columns all hold ``value``, which may be empty."""
+        return self._encode(dict.fromkeys(self.columns, value), None)
+
+    def place(self, ids: Sequence[int]) -> np.ndarray:  # [N] -> [T]
+        """Puts the prompt where neither template nor task did, and spells it out.
+
+        Args:
+          ids: text tokens, among which -(i + 1) is position i of the prompt and
+            `WHOLE_PROMPT` is all of it.
+        """
+        marked = np.asarray(ids, np.int32)
+        if not (marked < 0).any():
+            at = {
+                Placement.PREPEND: 0,
+                Placement.AFTER_BOS: min(1, len(marked)),
+                Placement.APPEND: len(marked),
+            }[self._placement]
+            marked = np.insert(marked, at, WHOLE_PROMPT)
+        whole = np.flatnonzero(marked == WHOLE_PROMPT)
+        if not len(whole):
+            return marked
+        before, after = marked[: whole[0]], marked[whole[0] + 1 :]
+        every = -1 - np.arange(self._length, dtype=np.int32)
+        return np.concatenate([before, every, after])
+
+    def _encode(self, values: Mapping[str, str], longest: int | None) -> np.ndarray:
+        ids = self._template.encode(values, self.vocabulary.encode)
+        placed = self.place([*ids, self.vocabulary.eos_id])
+        if longest is not None and len(placed) > longest:
+            raise UserError(
+                f"the text has {len(placed) - self._length} tokens and its prompt "
+                f"{self._length}, together more than {longest}: shorten the text"
+            )
+        return placed
+
+    def _value(self, row: Mapping[str, Any], column: str) -> str:
+        value = row.get(column)
+        if value is None and len(self.columns) == 1:
+            value = row.get(TEXT)
+        if value is None:
+            raise UserError(
+                f"there is no column {column!r}: the prompt's rows have "
+                f"{', '.join(self.columns)}"
+            )
+        if not isinstance(value, str):
+            value = json.dumps(value)
+        if not _is_text(value):
+            raise UserError(f"column {column!r} holds half a character (a surrogate)")
+        return value
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a text that UTF-8 can say; JSON may spell half a character."""
+    try:
+        return isinstance(value, str) and bool(value.encode() or True)
+    except UnicodeEncodeError:
+        return False
+
+
+def _positions(template: Template) -> list[int]:
+    """The positions of the prompt that a template names one by one."""
+    pieces = [part.ids for part in template.parts if isinstance(part, Positions)]
+    return [-i - 1 for ids in pieces for i in ids if i != WHOLE_PROMPT]
+
+
+@functools.lru_cache(maxsize=1024)
+def _label_set(labels: tuple[str, ...], vocabulary: str) -> LabelSet:
+    return LabelSet(labels, label_tokens(labels, features.vocabulary(vocabulary)))
+
+
+@functools.cache
+def _fingerprint(vocabulary: str) -> str:
+    return features.fingerprint(features.vocabulary(vocabulary))

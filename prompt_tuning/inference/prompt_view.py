@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a soft prompt looks like: norms, nearest tokens, redundancy.
+
+The questions are those of Lester et al. (2021), section 7: which tokens the positions
+lie next to, and how many of them lie next to the same.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import rich.console
+import rich.table
+import rich.text
+
+from prompt_tuning import plots
+from prompt_tuning.checkpoints import base_models, formats
+from prompt_tuning.checkpoints.source import Source
+from prompt_tuning.errors import UserError
+
+# Tokens that are shown for each position.
+NEIGHBOURS = 3
+# Rows whose cosine is at least this are counted as saying the same.
+ALIKE = 0.95
+
+
+def facts(prompt: np.ndarray) -> dict[str, str]:
+    """Norms, values and redundancy of a prompt ``[P, H]``, as texts by name."""
+    norms = np.linalg.norm(prompt, axis=1)
+    alike = int(np.sum(np.triu(cosines(prompt, prompt), 1) >= ALIKE))
+    pairs = len(prompt) * (len(prompt) - 1) // 2
+    return {
+        "norm of rows": f"{norms.mean():.4g} ({norms.min():.4g} to {norms.max():.4g})",
+        "values": f"{prompt.min():.4g} to {prompt.max():.4g}",
+        "rows alike": f"{alike} of {pairs} pairs have a cosine of {ALIKE} or more",
+    }
+
+
+def cosines(rows: np.ndarray, others: np.ndarray) -> np.ndarray:  # [P, V]
+    """Cosines of all pairs of ``[P, H]`` and ``[V, H]``; 0 for a row of zeros."""
+
+    def unit(array: np.ndarray) -> np.ndarray:
+        length = np.linalg.norm(array, axis=1, keepdims=True)
+        return array / np.maximum(length, 1e-12)
+
+    return unit(rows) @ unit(others.astype(np.float32)).T
+
+
+def nearest_tokens(
+    prompt: np.ndarray, table: np.ndarray, count: int = NEIGHBOURS
+) -> tuple[np.ndarray, np.ndarray]:  # [P, count], [P, count]
+    """Ids and cosines of the tokens nearest to every position, the nearest first.
+
+    Args:
+      prompt: ``[P, H]``.
+      table: embedding table ``[V, H]``.
+      count: tokens for each position.
+    """
+    found = cosines(prompt, table)
+    ids = np.argsort(-found, axis=1, kind="stable")[:, :count]
+    return ids, np.take_along_axis(found, ids, axis=1)
+
+
+def neighbours(prompt: np.ndarray, base_model: str) -> rich.console.Group:
+    """Tables of the tokens nearest to every position, and of those nearest to several.
+
+    Raises:
+      UserError: the model is of another width or cannot be read.
+    """
+    source = base_models.open_checkpoint(base_model)
+    table = embedding_table(source)
+    if table.shape[1] != prompt.shape[1]:
+        raise UserError(
+            f"the prompt has width {prompt.shape[1]}, the model {source.path} has "
+            f"width {table.shape[1]}; give the model it was tuned on"
+        )
+    name = _pieces(source)
+    view = rich.table.Table("position", "nearest tokens (cosine)")
+    ids, found = nearest_tokens(prompt, table)
+    for position, (tokens, values) in enumerate(zip(ids, found, strict=True)):
+        pairs = zip(tokens, values, strict=True)
+        texts = (f"{name(int(token))} {value:.2f}" for token, value in pairs)
+        view.add_row(str(position), rich.text.Text(", ".join(texts)))
+    shared = [
+        f"{name(int(token))} {count} times"
+        for token, count in Counter(ids[:, 0].tolist()).most_common()
+        if count > 1
+    ]
+    text = ", ".join(shared) if shared else "none"
+    return rich.console.Group(
+        view, rich.text.Text(f"nearest to several positions: {text}")
+    )
+
+
+def embedding_table(source: Source) -> np.ndarray:
+    """The embedding table ``[V, H]`` of a base model.
+
+    Raises:
+      UserError: it has none.
+    """
+    name = "token_embedder/embedding"
+    if name not in source.specs:
+        raise UserError(f"{source.path} holds no {name}; give the folder of a T5 model")
+    return source.read(name)
+
+
+def draw(prompt: np.ndarray, path: str) -> None:
+    """Draws norms and cosines of a prompt to a PNG.
+
+    Raises:
+      UserError: the picture cannot be written.
+    """
+    norms = np.linalg.norm(prompt, axis=1)
+    plots.prompt(path, norms, cosines(prompt, prompt))
+
+
+def _pieces(source: Source) -> Callable[[int], str]:
+    """Names ids by the SentencePiece vocabulary beside the model, if there is one."""
+    path = formats.find_vocabulary(source.path)
+    if path is None:
+        return str
+    import sentencepiece
+
+    vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    size = vocabulary.get_piece_size()
+    return lambda i: repr(vocabulary.id_to_piece(i)) if i < size else f"<{i}>"

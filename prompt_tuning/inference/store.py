@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many named prompts beside one model: kept on the host, checked when they are added.
+
+Prompts come and go while rows are answered. A row holds on to its prompt, so one that
+is removed, or another that is added under its name, changes no answer that is under way.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import pathlib
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from prompt_tuning import files
+from prompt_tuning.checkpoints import prompt_file, prompt_formats
+from prompt_tuning.checkpoints.base_models import BaseModel
+from prompt_tuning.errors import UserError
+from prompt_tuning.inference.encoding import Encoding
+from prompt_tuning.inference.table import PromptTable
+from prompt_tuning.network.prompts import Prompt
+from prompt_tuning.network.transformer import Transformer
+from prompt_tuning.types import Params
+
+CAPACITY = 65_536
+# The name of the file that a training run leaves in its folder, which names the prompt.
+RUNS_PROMPT = "prompt.safetensors"
+# The leaf of the network's parameters that the table is.
+LEAF = "store"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredPrompt:
+    """A prompt on the host, which stays usable for those who hold it when it is removed.
+
+    Attributes:
+      name: what rows call it.
+      array: ``[P, H]`` float32; P is 0 for a prompt that is all words.
+      card: see `prompt_file`.
+      encoding: how its rows become token ids.
+    """
+
+    name: str
+    array: np.ndarray
+    card: Mapping[str, Any]
+    encoding: Encoding
+
+
+class PromptStore:
+    """Named prompts that fit one base model; every method may be called by any thread.
+
+    Attributes:
+      capacity: rows on the device.
+      table: these rows; see `table`.
+    """
+
+    def __init__(
+        self, base: BaseModel, capacity: int = CAPACITY, *, force: bool = False
+    ):
+        """Makes an empty store.
+
+        Args:
+          base: the model; it decides which prompts fit.
+          capacity: rows on the device, H float32 each.
+          force: take prompts that were tuned on another model or vocabulary.
+
+        Raises:
+          UserError: there is no room for any prompt.
+        """
+        if capacity < 1:
+            raise UserError(f"a store of {capacity} rows holds no prompt: give it more")
+        self.capacity = capacity
+        self._base = base
+        self._force = force
+        self._names: dict[str, StoredPrompt] = {}
+        self._refused: dict[str, str] = {}
+        self._names_lock = threading.Lock()
+        self.table = PromptTable(capacity, base.config.emb_dim, base.mesh)
+
+    @property
+    def width(self) -> int:
+        """Width H of prompts and model."""
+        return self._base.config.emb_dim
+
+    @property
+    def network(self) -> Transformer:
+        """The base model's network with the store as its one prompt."""
+        return Transformer(self._base.config, (Prompt(LEAF, self.capacity),))
+
+    def params(self, table: Any) -> Params:
+        """The network's parameters with this table, or with its shape."""
+        return {**self._base.params, "prompts": {LEAF: table}}
+
+    def add(
+        self, name: str, array: np.ndarray, card: Mapping[str, Any]
+    ) -> StoredPrompt:
+        """Adds a prompt.
+
+        Args:
+          name: what rows will call it.
+          array: ``[P, H]``; ``[0, H]`` for a prompt that is all words.
+          card: see `prompt_file`.
+
+        Raises:
+          UserError: the name is taken, or the prompt does not fit the model, the store
+            or its own card.
+        """
+        length, width = array.shape
+        facts = {"length": length, "width": width}
+        prompt_file.check_compatible(
+            {**card, **facts},
+            self._base.fingerprint,
+            self.width,
+            # A prompt without positions was tuned on nothing.
+            force=self._force or length == 0,
+        )
+        if length > self.capacity:
+            raise UserError(
+                f"the prompt has {length} positions, the store {self.capacity}: give "
+                "the store more rows"
+            )
+        encoding = Encoding(
+            card, length, self._base.config.vocab_size, force=self._force
+        )
+        array = np.array(array, np.float32)
+        array.flags.writeable = False
+        prompt = StoredPrompt(name, array, dict(card), encoding)
+        with self._names_lock:
+            if name in self._names:
+                raise UserError(
+                    f"there is a prompt {name!r} already: remove it, or use another name"
+                )
+            self._names[name] = prompt
+            self._refused.pop(name, None)
+        return prompt
+
+    def load(self, path: files.Path, name: str | None = None) -> StoredPrompt:
+        """Adds the prompt of a file or folder of any format.
+
+        Args:
+          path: see `prompt_formats.load`; a run's folder is its ``prompt.safetensors``.
+          name: what to call it; by default as `name_of` does.
+
+        Raises:
+          UserError: there is no prompt, or it is refused; the message names the path.
+        """
+        path = pathlib.Path(path)
+        if (path / RUNS_PROMPT).is_file():
+            path = path / RUNS_PROMPT
+        array, card = prompt_formats.load(path)
+        try:
+            return self.add(name_of(path) if name is None else name, array, card)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    def load_folder(self, folder: files.Path) -> dict[str, str]:
+        """Adds every prompt that lies directly in a folder.
+
+        What is refused is remembered: whoever asks for it by name is told why.
+
+        Args:
+          folder: of prompts in any format and of runs' folders. Names that begin with a
+            dot are left out.
+
+        Returns:
+          What was refused: name to reason, which names the file.
+
+        Raises:
+          UserError: the folder cannot be read or is empty.
+        """
+        try:
+            paths = sorted(pathlib.Path(folder).iterdir())
+        except OSError as error:
+            raise UserError(
+                f"cannot read the folder {folder}: {files.first_line(error)}; choose "
+                "one that holds prompts"
+            ) from error
+        paths = [path for path in paths if not path.name.startswith(".")]
+        if not paths:
+            raise UserError(f"{folder} is empty; choose a folder that holds prompts")
+        refused = {}
+        for path in paths:
+            try:
+                self.load(path)
+            except UserError as error:
+                refused[name_of(path)] = str(error)
+        with self._names_lock:
+            # Where two files claim a name, the first has it.
+            self._refused |= {k: v for k, v in refused.items() if k not in self._names}
+        return refused
+
+    def remove(self, name: str) -> None:
+        """Removes a prompt; rows that were prepared before are still answered with it.
+
+        Its place on the device goes to others when they need it.
+
+        Raises:
+          UserError: there is none of this name.
+        """
+        self.get(name)
+        with self._names_lock:
+            self._names.pop(name, None)
+
+    def get(self, name: str) -> StoredPrompt:
+        """The prompt of a name.
+
+        Raises:
+          UserError: there is none, or it was refused, and why.
+        """
+        with self._names_lock:
+            found = self._names.get(name)
+            refusal = self._refused.get(name)
+            near = [] if found else difflib.get_close_matches(name, self._names, n=3)
+        if found is not None:
+            return found
+        if refusal is not None:
+            raise UserError(f"the prompt {name!r} was refused: {refusal}")
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"there is no prompt {name!r}{hint}")
+
+    def names(self) -> list[str]:
+        """Names of the prompts, in the order they were added."""
+        with self._names_lock:
+            return list(self._names)
+
+    def prompts(self) -> list[StoredPrompt]:
+        """The prompts, in the order they were added."""
+        with self._names_lock:
+            return list(self._names.values())
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def digest(self) -> str:
+        """SHA-256 over names, cards and numbers of all prompts, in any order."""
+        prompts = sorted(self.prompts(), key=lambda prompt: prompt.name)
+        digest = hashlib.sha256()
+        for prompt in prompts:
+            numbers = prompt_file.checksum(prompt.array)
+            text = json.dumps([prompt.name, numbers, prompt.card], sort_keys=True)
+            digest.update(text.encode())
+        return digest.hexdigest()
+
+
+def name_of(path: files.Path) -> str:
+    """A prompt's name by its path: that of the file, or of the run's folder.
+
+    >>> name_of("prompts/boolq.safetensors"), name_of("runs/first/prompt.safetensors")
+    ('boolq', 'first')
+    """
+    path = pathlib.Path(os.path.abspath(path))
+    if path.name == RUNS_PROMPT:
+        return path.parent.name
+    known = path.suffix in (".safetensors", ".npy")
+    return path.stem if known else path.name

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each tuning method moves, and how prompts start."""

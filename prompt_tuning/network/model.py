@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tuned model: loss, scores and predictions as pure functions of parameters."""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from prompt_tuning import decoding
+from prompt_tuning.devices import sharding
+from prompt_tuning.network import losses
+from prompt_tuning.network.transformer import Transformer
+from prompt_tuning.types import Array, Batch, Params, PyTree
+
+# Where chunks of logits begin to be worth their second computation (see
+# benchmarks/loss_chunk.py).
+LOGIT_BYTES = 2**27
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network and its objective, under T5X's names.
+
+    A batch holds ``encoder_input_tokens`` [B, T], ``decoder_input_tokens`` [B, S],
+    ``decoder_target_tokens`` [B, S], ``decoder_loss_weights`` [B, S] and, when packed,
+    ``encoder_segment_ids`` [B, T] and ``decoder_segment_ids`` [B, S]. Where its rows
+    belong to several of the network's E prompts it also holds ``prompt_index`` [B] and
+    ``targets_length`` [B] (see `losses.total`).
+
+    Attributes:
+      network: the Transformer, which names the prompts.
+      z_loss: weight of the z-loss.
+      label_smoothing: probability taken off the target.
+      loss_normalizing_factor: see `losses.weights_and_divisor`.
+      max_logit_bytes: the most logits that loss and scores hold at a time on a device,
+        if one position of all rows is no more than that.
+    """
+
+    network: Transformer
+    z_loss: float = 1e-4
+    label_smoothing: float = 0.0
+    loss_normalizing_factor: str | float | None = None
+    max_logit_bytes: int = LOGIT_BYTES
+
+    def init(self, key: Array) -> Params:
+        """Random parameters, float32, without partitioning metadata."""
+        return nn.meta.unbox(self._init(key))
+
+    def abstract_params(self) -> Params:
+        """Shapes of the parameters in boxes that carry their logical axes."""
+        return jax.eval_shape(self._init, jax.random.key(0))
+
+    def _init(self, key: Array) -> Params:
+        tokens = jnp.ones((1, 2), jnp.int32)
+        return self.network.init(key, tokens, tokens, tokens, enable_dropout=False)[
+            "params"
+        ]
+
+    def logits(
+        self, params: Params, batch: Batch, dropout_rng: Array | None = None
+    ) -> Array:  # [B, S, V]
+        """Teacher-forced logits; dropout is on where an rng is given."""
+        return self._apply(params, batch, dropout_rng, logits=True)
+
+    def _apply(
+        self, params: Params, batch: Batch, dropout_rng: Array | None, *, logits: bool
+    ) -> Array:  # [B, S, V], or [B, S, H] without logits
+        return self.network.apply(
+            {"params": params},
+            batch["encoder_input_tokens"],
+            batch["decoder_input_tokens"],
+            batch["decoder_target_tokens"],
+            encoder_segment_ids=batch.get("encoder_segment_ids"),
+            decoder_segment_ids=batch.get("decoder_segment_ids"),
+            enable_dropout=dropout_rng is not None,
+            rngs={} if dropout_rng is None else {"dropout": dropout_rng},
+            logits=logits,
+        )
+
+    def _over_targets(
+        self,
+        of_logits: Callable[[Array, Array], PyTree],
+        params: Params,
+        batch: Batch,
+        dropout_rng: Array | None = None,
+    ) -> PyTree:  # [B, S] each
+        """A function of logits [B, s, V] and targets [B, s], for all targets [B, S]."""
+        hidden = self._apply(params, batch, dropout_rng, logits=False)
+
+        def of_hidden(hidden: Array, targets: Array) -> PyTree:
+            logits = self.network.apply({"params": params}, hidden, method="logits")
+            return of_logits(logits, targets)
+
+        # While a program for several devices is traced, shapes are those of all.
+        mesh = jax.sharding.get_abstract_mesh().shape
+        rows = hidden.shape[0] / mesh.get(sharding.DATA, 1)
+        width = self.network.config.vocab_size / mesh.get(sharding.MODEL, 1)
+        size = max(1, int(self.max_logit_bytes / (4 * rows * width)))
+        targets = batch["decoder_target_tokens"]
+        return losses.by_chunks(of_hidden, size, hidden, targets)
+
+    def loss(
+        self,
+        params: Params,
+        batch: Batch,
+        dropout_rng: Array | None = None,
+        divisor: Array | float | None = None,
+    ) -> tuple[Array, dict[str, Array]]:
+        """The training loss, and sums that metrics are made of.
+
+        Args:
+          params: all parameters.
+          batch: the examples.
+          dropout_rng: turns dropout on.
+          divisor: what the sum over tokens is divided by, if not what
+            ``loss_normalizing_factor`` says of this batch: a part of a batch is
+            divided by what the whole holds.
+
+        Returns:
+          The scalar loss, and the metrics ``loss`` and ``z_loss`` (normalised as
+          configured), ``token_loss`` (the plain sum over target tokens), ``correct``
+          (tokens predicted right) and ``weight`` (target tokens). Of a batch that
+          several prompts share, each metric is [E] and the loss their sum.
+        """
+
+        def of_logits(logits: Array, targets: Array) -> tuple[Array, Array, Array]:
+            token_loss, token_z_loss = losses.cross_entropy(
+                logits,
+                targets,
+                z_loss=self.z_loss,
+                label_smoothing=self.label_smoothing,
+            )
+            return token_loss, token_z_loss, jnp.argmax(logits, axis=-1) == targets
+
+        token_loss, token_z_loss, correct = self._over_targets(
+            of_logits, params, batch, dropout_rng
+        )
+        num_prompts = len(self.network.prompts)
+        total = lambda values: losses.total(values, batch, num_prompts)
+        weights, own_divisor = losses.weights_and_divisor(
+            batch, self.loss_normalizing_factor, num_prompts
+        )
+        divisor = own_divisor if divisor is None else divisor
+        loss = total(token_loss * weights) / divisor
+        counted = weights > 0
+        return jnp.sum(loss), {
+            "loss": loss,
+            "z_loss": total(token_z_loss * weights) / divisor,
+            "token_loss": total(token_loss * counted),
+            "correct": total(correct & counted),
+            "weight": total(counted),
+        }
+
+    def score(self, params: Params, batch: Batch) -> Array:  # [B]
+        """Log-likelihood of every row's targets (for rank classification)."""
+        token_loss, _ = self._over_targets(losses.cross_entropy, params, batch)
+        weights, _ = losses.weights_and_divisor(batch, None)
+        return -jnp.sum(token_loss * weights, axis=-1)
+
+    def rank(
+        self,
+        params: Params,
+        encoder_input_tokens: Array,  # [B, T]
+        label_tokens: Array,  # [C, S] or [B, C, S], padded with 0
+    ) -> Array:  # [B, C]
+        """Log-likelihood of every label for every row, encoding each row once.
+
+        Args:
+          params: the parameters.
+          encoder_input_tokens: the inputs; prompts are among their ids.
+          label_tokens: the labels, the same for all rows or each row's own. A label of
+            padding only is none: it fills up the label set of a row that has fewer than
+            its neighbours, and scores minus infinity.
+        """
+        variables = {"params": params}
+        encoded = self.network.apply(
+            variables, encoder_input_tokens, enable_dropout=False, method="encode"
+        )
+        rows = encoder_input_tokens.shape[0]
+
+        def score(label: Array) -> Array:  # [S] or [B, S] -> [B]
+            targets = jnp.broadcast_to(label, (rows, label.shape[-1]))
+            inputs = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
+            logits = self.network.apply(
+                variables,
+                encoded,
+                encoder_input_tokens,
+                inputs,
+                targets,
+                enable_dropout=False,
+                method="decode",
+            )
+            loss, _ = losses.cross_entropy(logits, targets)
+            counted = targets > 0
+            log_likelihood = -jnp.sum(loss * counted, axis=-1)
+            return jnp.where(jnp.any(counted, axis=-1), log_likelihood, -jnp.inf)
+
+        # The labels' axis in front: [C, S] or [C, B, S].
+        return jax.lax.map(score, jnp.moveaxis(label_tokens, -2, 0)).T
+
+    def predict(
+        self,
+        params: Params,
+        encoder_input_tokens: Array,  # [B, T]
+        strategy: decoding.Strategy,
+        rng: Array | None = None,
+        decoder_prefix: Array | None = None,  # [B, Q]
+        constraint: decoding.Constraint | None = None,
+    ) -> tuple[Array, Array]:  # [B, K, S] int32, [B, K]
+        """Decodes every row; the best of its K decodes is the last.
+
+        The encoder runs once, and so does the projection of its output to the keys and
+        values that all beams of a row share.
+
+        Args:
+          params: the parameters.
+          encoder_input_tokens: the inputs; prompts are among their ids.
+          strategy: `decoding.Greedy`, `decoding.Sampling` or `decoding.Beam`.
+          rng: key for sampling.
+          decoder_prefix: tokens that the decodes begin with, padded with 0.
+          constraint: the labels that rows may write; see `decoding.LabelTrie.rows`.
+
+        Returns:
+          The tokens, 0 after the end token, and their scores.
+        """
+        batch, count = encoder_input_tokens.shape[0], strategy.num_decodes
+        forced = decoding.forced_tokens(decoder_prefix, batch, strategy, constraint)
+        encoded = self.network.apply(
+            {"params": params},
+            encoder_input_tokens,
+            enable_dropout=False,
+            method="encode",
+        )
+        _, empty = self.network.apply(
+            {"params": params},
+            encoded,
+            encoder_input_tokens,
+            jnp.zeros_like(forced),
+            jnp.zeros_like(forced),
+            enable_dropout=False,
+            decode=True,
+            mutable=["cache", "memory"],
+            method="decode",
+        )
+        empty = decoding.repeat_rows(empty, count)
+        inputs = jnp.repeat(encoder_input_tokens, count, axis=0)
+
+        def tokens_to_logits(ids: Array, cache: PyTree) -> tuple[Array, PyTree]:
+            logits, changed = self.network.apply(
+                {"params": params, "memory": empty["memory"], "cache": cache},
+                encoded,  # Says that there is cross-attention; `memory` replaces it.
+                inputs,
+                ids,
+                ids,
+                enable_dropout=False,
+                decode=True,
+                max_decode_length=strategy.max_decode_len,
+                mutable=["cache"],
+                method="decode",
+            )
+            return logits[:, 0], changed["cache"]
+
+        return decoding.decode(
+            strategy, tokens_to_logits, empty["cache"], forced, rng, constraint
+        )

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run from its plan to its files: what the commands share."""

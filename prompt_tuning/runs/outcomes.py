@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``loop`` leaves of the prompts that it tuned: files, records, a table."""
+
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import rich.markup
+import rich.table
+
+from prompt_tuning import processes, report
+from prompt_tuning.checkpoints import prompt_file
+from prompt_tuning.runs.prompt_specs import PromptSpec
+from prompt_tuning.training.best_evaluation import selection_value
+from prompt_tuning.training.members import Result
+
+if TYPE_CHECKING:
+    from prompt_tuning.runs.task_data import TaskData
+
+PROMPTS_FOLDER = "prompts"
+
+
+def save(
+    path: pathlib.Path,
+    spec: PromptSpec,
+    task: "TaskData",
+    result: Result,
+    facts: Mapping[str, Any],
+) -> None:
+    """Writes a prompt and its card, in process 0.
+
+    Args:
+      path: the file.
+      spec: its values.
+      task: its task.
+      result: what training gave.
+      facts: what the card says of the whole run: method, base_model, versions.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    (tuned,) = result.tuned["prompts"].values()
+    local = spec.local_task
+    card = {
+        "method": facts["method"],
+        "length": spec.prompt_length,
+        "width": int(tuned.shape[1]),
+        "placement": spec.placement,
+        "template": None if local is None else local.template,
+        "task": spec.mixture_or_task_name,
+        "labels": task.labels,
+        "vocabulary": task.vocabulary_name,
+        "vocabulary_fingerprint": task.vocabulary_fingerprint,
+        "task_feature_lengths": dict(spec.task_feature_lengths),
+        "base_model": facts["base_model"],
+        "recipe": {
+            "steps": result.step,
+            "batch_size": spec.batch_size,
+            "seed": spec.seed,
+        },
+        "metric": result.metrics,
+        "versions": facts["versions"],
+    }
+    processes.in_first(lambda: prompt_file.save_prompt(path, np.asarray(tuned), card))
+
+
+def row(spec: PromptSpec, result: Result | None, metric: str | None) -> dict[str, Any]:
+    """What ``results.json`` says of one of several prompts.
+
+    A prompt without a result had a loss that was not finite; it has no file.
+    """
+    words = {key: _word(value) for key, value in spec.own.items()}
+    found = {"name": spec.name, "task": spec.mixture_or_task_name, "values": words}
+    if result is None:
+        return {**found, "diverged": True}
+    return {
+        **found,
+        "file": f"{PROMPTS_FOLDER}/{spec.name}.safetensors",
+        "best_step": result.step,
+        "last_step": result.last_step,
+        "loss": result.loss,
+        "validation": result.metrics,
+        "selected_by": selection_value(result.metrics, metric)
+        if result.metrics
+        else None,
+    }
+
+
+def ranked(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows by task, the best first; those without evaluation are last."""
+
+    def place(found: Mapping[str, Any]) -> tuple[str, float]:
+        value = found.get("selected_by")
+        return found["task"], math.inf if value is None else -value
+
+    return sorted(rows, key=place)
+
+
+def best(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The first of the `ranked` rows of each task, by the task; none if not evaluated."""
+    names: dict[str, str] = {}
+    for found in rows:
+        if found.get("selected_by") is not None:
+            names.setdefault(found["task"], found["name"])
+    return names
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints `ranked` rows and which of them is the best, in process 0."""
+    table = rich.table.Table()
+    for name in ("prompt", "task", "best step", "loss", "validation"):
+        table.add_column(name, overflow="fold")
+    for found in rows:
+        if found.get("diverged"):
+            values = ("", "diverged", "")
+        else:
+            metrics = found["validation"].items()
+            values = (
+                str(found["best_step"]),
+                f"{found['loss']:.4f}",
+                ", ".join(f"{name} {value:.4f}" for name, value in metrics),
+            )
+        table.add_row(rich.markup.escape(found["name"]), found["task"], *values)
+    if processes.is_first():
+        report.console.print(table)
+    for task, name in best(rows).items():
+        report.say(f"the best on {task}: {name}")
+
+
+def _word(value: Any) -> Any:
+    """A value of PROMPTS as JSON."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return getattr(value, "__qualname__", value)

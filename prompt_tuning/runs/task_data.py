@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One task as a run sees it: checked, tokenised, with a prompt's place in its rows."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from prompt_tuning import report
+from prompt_tuning.data import batching, examples
+from prompt_tuning.data.feature_converter import PromptFeatureConverter
+from prompt_tuning.data.local_task import LocalTask
+from prompt_tuning.data.split_lengths import Fill, LengthReport, length_report
+from prompt_tuning.data.template import Template
+from prompt_tuning.errors import UserError
+from prompt_tuning.network.prompts import Prompt
+from prompt_tuning.tasks import features, labels, local_file
+from prompt_tuning.training.members import Batches
+
+
+class TaskData:
+    """A registered task or mixture with the lengths and prompts of a run.
+
+    Attributes:
+      prompts: those that rows may carry.
+      vocabulary: of inputs and targets.
+      labels: the label set, or None where answers are free text.
+      converter: places the prompts' virtual ids, one example a row.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: str | None,
+        local: LocalTask | None,
+        task_feature_lengths: Mapping[str, int],
+        prompts: Sequence[Prompt],
+        vocab_size: int,
+        placement: str = "prepend",
+    ):
+        """Registers ``local`` files or imports ``module``, and finds the task.
+
+        Raises:
+          UserError: see `examples.find` and `batching.make_converter`.
+        """
+        if local is not None:
+            local_file.register_task(name, local)
+            module = None
+        self._name = name
+        self._lengths = dict(task_feature_lengths)
+        self.prompts = tuple(prompts)
+        self._vocab_size = vocab_size
+        self._placement = placement
+        self._provider = examples.find(name, module)
+        self.converter = self._converter(pack=False)
+        self._reports: dict[tuple[str, bool], LengthReport] = {}
+        self.vocabulary: seqio.Vocabulary = self._provider.output_features[
+            "targets"
+        ].vocabulary
+        found = labels.label_set(name)
+        self.labels = None if found is None else list(found)
+
+    @property
+    def vocabulary_name(self) -> str:
+        """What a prompt's card calls the vocabulary (see `tasks.features`)."""
+        return features.name_of(self.vocabulary)
+
+    @property
+    def vocabulary_fingerprint(self) -> str:
+        """Tells a prompt's own vocabulary from others, whatever their names."""
+        return features.fingerprint(self.vocabulary)
+
+    def _converter(self, *, pack: bool) -> PromptFeatureConverter:
+        return batching.make_converter(
+            self._provider,
+            self._lengths,
+            self.prompts,
+            self._vocab_size,
+            self._placement,
+            pack,
+        )
+
+    def check(self, split: str, *, pack: bool = False) -> LengthReport:
+        """Refuses a split that cannot be used whole; says which inputs lose their end.
+
+        It looks, and says so, once.
+
+        Raises:
+          UserError: see `split_lengths.length_report`.
+        """
+        if (split, pack) not in self._reports:
+            converter = self._converter(pack=pack)
+            found = length_report(self._provider, split, self._lengths, converter)
+            self._reports[split, pack] = found
+            if message := found.message():
+                report.say(message)
+        return self._reports[split, pack]
+
+    def batches(
+        self, split: str, batch_size: int, seed: int, *, pack: bool = False
+    ) -> Batches:
+        """Shuffled batches without end, from any batch on.
+
+        Batches of unpacked rows are padded to one of a few lengths, by their longest
+        row (see `LengthReport.edges`).
+
+        Raises:
+          UserError: see `batching.load`.
+        """
+        found = self.check(split, pack=pack)
+        edges = () if pack else found.edges(batch_size)
+        return lambda start: batching.load(
+            self._name,
+            split=split,
+            task_feature_lengths=self._lengths,
+            prompts=self.prompts,
+            vocab_size=self._vocab_size,
+            placement=self._placement,
+            batch_size=batch_size,
+            shuffle=True,
+            seed=seed,
+            pack=pack,
+            start_batch=start,
+            shard_info=(jax.process_index(), jax.process_count()),
+            examples_to_check=0,
+            edges=edges,
+        )
+
+    def fill(self, split: str, batch_size: int, *, pack: bool = False) -> Fill:
+        """How full the rows of `batches` are; says it in one line."""
+        found = self.check(split, pack=pack).fill(batch_size, pack=pack)
+        count = round(batch_size * found.examples_per_row)
+        report.say(
+            f"tokens fill {found.encoder:.0%} of the encoder's positions and "
+            f"{found.decoder:.0%} of the decoder's; a batch of {batch_size} "
+            f"{'packed ' if pack else ''}rows holds {'about ' if pack else ''}{count} "
+            "examples"
+        )
+        return found
+
+
+def text_batches(
+    texts: Sequence[str],
+    vocabulary: seqio.Vocabulary,
+    converter: PromptFeatureConverter,
+    batch_size: int,
+    template: str | None = None,
+) -> Iterator[np.ndarray]:  # [batch_size, T + P]
+    """Texts as encoder rows with their prompt, none of them cut.
+
+    A template of one column is filled with each text.
+
+    The rows are as long as the longest text wants, rounded up to a multiple of 32 so
+    that few shapes are compiled; the last batch is filled up with rows of padding.
+
+    Raises:
+      UserError: the template has several columns.
+    """
+    parsed = Template.parse(template or "{text}")
+    columns = parsed.columns
+    if len(columns) != 1:
+        raise UserError(
+            f"the prompt's template has the columns {', '.join(columns)}, a text is "
+            "only one: put the rows into a file and use eval"
+        )
+    column = columns[0]
+    ids = [
+        [*parsed.encode({column: text}, vocabulary.encode), vocabulary.eos_id]
+        for text in texts
+    ]
+    length = -(-max(map(len, ids)) // 32) * 32
+    dataset = tf.data.Dataset.from_generator(
+        lambda: ({"inputs": row, "targets": [vocabulary.eos_id]} for row in ids),
+        output_signature={
+            "inputs": tf.TensorSpec([None], tf.int32),
+            "targets": tf.TensorSpec([None], tf.int32),
+        },
+    )
+    rows = converter(dataset, {"inputs": length, "targets": 1})
+    for batch in rows.batch(batch_size).as_numpy_iterator():
+        yield batching.pad_rows(batch["encoder_input_tokens"], batch_size)

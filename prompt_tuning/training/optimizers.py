@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimizers and learning rate schedules under T5X's names.
+
+Adafactor (Shazeer and Stern 2018) follows T5X: its statistics, update clipping and
+parameter scale belong to one weight matrix. Our layers are stacked in one leaf, so
+each layer's slice is treated as the matrix it is (`per_layer`).
+"""
+
+import re
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from prompt_tuning import trees
+from prompt_tuning.errors import UserError
+from prompt_tuning.network.prompts import PROMPT_LEAVES
+from prompt_tuning.types import Array, PyTree
+
+Schedule = Callable[[Array], Array]
+
+STACKED = r"(.*/)?layers/.*"
+
+
+def learning_rate_schedule(
+    factors: str = "constant",
+    base_learning_rate: float = 0.3,
+    warmup_steps: int = 1000,
+    decay_steps: int | None = None,
+    *,
+    decay_factor: float = 0.5,
+    steps_per_decay: int = 20_000,
+    steps_per_cycle: int = 100_000,
+    min_learning_rate: float = 1e-8,
+) -> Schedule:
+    """A product of factors, as T5X's ``create_learning_rate_scheduler`` has it.
+
+    T5X's factors keep their arithmetic: constant (times the base rate), linear_warmup,
+    rsqrt_decay (divided by the root of max(step, warmup)), rsqrt_normalized_decay (the
+    same, starting from 1), decay_every (times ``decay_factor`` every
+    ``steps_per_decay``), cosine_decay (cycles of ``steps_per_cycle``) and linear_decay
+    (the base rate, warmed up, then less ``decay_factor`` of it with every step, so that
+    0.5 takes two steps; it includes constant and linear_warmup). Two factors are ours,
+    because a run's last step is what one knows: linear_to_zero and cosine_to_zero go
+    from 1 at the start (after the warm-up, if linear_warmup is a factor, too) to 0 at
+    ``decay_steps``.
+
+    Args:
+      factors: names joined by ``*``.
+      base_learning_rate: what ``constant`` multiplies by.
+      warmup_steps: length of the warm-up, and offset of the decays.
+      decay_steps: the step at which the ``..._to_zero`` factors reach 0.
+      decay_factor: see linear_decay and decay_every.
+      steps_per_decay: see decay_every.
+      steps_per_cycle: see cosine_decay.
+      min_learning_rate: the rate never falls below it (T5X's 1e-8).
+
+    Raises:
+      UserError: an unknown factor, or a ``..._to_zero`` factor without
+        ``decay_steps`` or with one that is not past the warm-up.
+    """
+    names = [name.strip() for name in factors.split("*")]
+    # T5X's warm-up of 10,000 steps is a default, not a wish: without its factor a decay
+    # begins at once.
+    begin = warmup_steps if "linear_warmup" in names else 0
+
+    def to_zero(step: Array) -> Array:
+        return jnp.clip((step - begin) / ((decay_steps or 0) - begin), 0.0, 1.0)
+
+    def cycle(step: Array) -> Array:
+        return jnp.maximum(step - warmup_steps, 0.0) / steps_per_cycle % 1.0
+
+    def rsqrt(step: Array) -> Array:
+        return jax.lax.rsqrt(jnp.maximum(step, float(warmup_steps)))
+
+    def cosine(progress: Array) -> Array:
+        return 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+
+    known: dict[str, Callable[[Array], Array | float]] = {
+        "constant": lambda step: base_learning_rate,
+        "linear_warmup": lambda step: jnp.minimum(1.0, step / warmup_steps),
+        "rsqrt_decay": rsqrt,
+        "rsqrt_normalized_decay": lambda step: warmup_steps**0.5 * rsqrt(step),
+        "decay_every": lambda step: decay_factor ** (step // steps_per_decay),
+        "linear_decay": lambda step: (
+            base_learning_rate
+            * jnp.minimum(
+                step / warmup_steps, 1.0 - decay_factor * (step - warmup_steps)
+            )
+        ),
+        "cosine_decay": lambda step: cosine(cycle(step)),
+        "linear_to_zero": lambda step: 1.0 - to_zero(step),
+        "cosine_to_zero": lambda step: cosine(to_zero(step)),
+    }
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"learning rate factor {name!r} is not one of {', '.join(known)}"
+            )
+        if not name.endswith("_to_zero"):
+            continue
+        if not decay_steps:
+            raise UserError(f"{name} needs decay_steps, the step where it reaches 0")
+        if decay_steps <= begin:
+            raise UserError(
+                f"decay_steps={decay_steps} must lie after the warm-up of {begin} steps"
+            )
+
+    def schedule(step: Array) -> Array:
+        rate = jnp.ones((), jnp.float32)
+        for name in names:
+            rate = rate * known[name](jnp.asarray(step, jnp.float32))
+        return jnp.maximum(rate, min_learning_rate)
+
+    return schedule
+
+
+def adafactor(
+    learning_rate: float | Schedule,
+    *,
+    decay_rate: float = 0.8,
+    step_offset: int = 0,
+    multiply_by_parameter_scale: bool = True,
+    clipping_threshold: float | None = 1.0,
+    weight_decay_rate: float | None = None,
+    min_dim_size_to_factor: int = 128,
+) -> optax.GradientTransformation:
+    """Adafactor with T5X's defaults and arithmetic.
+
+    The second moments of a prompt are never factored, whatever its length. The original
+    prompt tuning code asks for the same, but T5X factors a prompt of 128 positions or
+    more all the same, by its heuristic for matrices.
+    """
+
+    def build(factored: bool) -> optax.GradientTransformation:
+        return optax.adafactor(
+            learning_rate=learning_rate,
+            min_dim_size_to_factor=min_dim_size_to_factor,
+            decay_rate=decay_rate,
+            decay_offset=step_offset,
+            multiply_by_parameter_scale=multiply_by_parameter_scale,
+            clipping_threshold=clipping_threshold,
+            weight_decay_rate=weight_decay_rate,
+            factored=factored,
+        )
+
+    rules = ((STACKED, "stacked"), (PROMPT_LEAVES, "prompt"), (r".*", "matrix"))
+    return optax.partition(
+        {
+            "stacked": per_layer(build(factored=True)),
+            "prompt": build(factored=False),
+            "matrix": build(factored=True),
+        },
+        lambda params: trees.labels(params, rules),
+    )
+
+
+def adamw(
+    learning_rate: float | Schedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    weight_decay_rate: float = 0.0,
+    max_grad_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """AdamW, with clipping of the global gradient norm if ``max_grad_norm`` is given."""
+    tx = optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay_rate)
+    if max_grad_norm is None:
+        return tx
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), tx)
+
+
+def separate(
+    optimizers: Mapping[str, optax.GradientTransformation], rules: trees.Rules
+) -> optax.GradientTransformation:
+    """An optimizer for each part of a tree, as if the other parts were not there.
+
+    `optax.partition` shows every optimizer the whole tree, its parts masked; here each
+    sees its part alone, so that its state, also of what clips the norm of a tree, is
+    that of a run without the others.
+
+    Args:
+      optimizers: by the label of their part.
+      rules: labels of the leaves (see `trees.labels`), each one of ``optimizers``.
+    """
+
+    def parts(tree: PyTree) -> dict[str, PyTree]:
+        labels = trees.labels(tree, rules)
+        return {label: trees.select(tree, labels, label) for label in optimizers}
+
+    def init(params: PyTree) -> dict[str, PyTree]:
+        return {
+            label: optimizers[label].init(part) for label, part in parts(params).items()
+        }
+
+    def update(updates: PyTree, state: PyTree, params: PyTree):
+        own_updates, own_params = parts(updates), parts(params)
+        results = {
+            label: tx.update(own_updates[label], state[label], own_params[label])
+            for label, tx in optimizers.items()
+        }
+        merged = trees.merge(*(moved for moved, _ in results.values()))
+        return merged, {label: new for label, (_, new) in results.items()}
+
+    return optax.GradientTransformation(init, update)
+
+
+def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Applies ``tx`` to every slice along the leading axis of each leaf on its own."""
+
+    def each(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        # A leaf may stack another number of layers than its neighbour (encoder and
+        # decoder), so each leaf is mapped, with its own state, by itself.
+        return lambda *leaves: jax.vmap(fn)(*leaves)
+
+    def init(params: PyTree) -> PyTree:
+        return jax.tree.map(each(tx.init), params)
+
+    def update(updates: PyTree, state: PyTree, params: PyTree | None = None):
+        treedef = jax.tree.structure(updates)
+        results = [
+            each(tx.update)(*args)
+            for args in zip(
+                jax.tree.leaves(updates),
+                treedef.flatten_up_to(state),
+                treedef.flatten_up_to(params),
+                strict=True,
+            )
+        ]
+        return (
+            treedef.unflatten([update for update, _ in results]),
+            treedef.unflatten([new for _, new in results]),
+        )
+
+    return optax.GradientTransformation(init, update)
+
+
+def is_stacked(name: str) -> bool:
+    """Whether a leaf of this name stacks the layers along its first axis."""
+    return re.fullmatch(STACKED, name) is not None

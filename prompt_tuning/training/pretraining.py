@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pre-training batches from arrays of token ids, without TensorFlow.
+
+Three kinds of rows share a batch: span corruption (Raffel et al. 2020, section 3.1.4),
+prefix language modelling (the LM adaptation of Lester et al. 2021, section 3.3) and
+packed labelled examples, T5 1.0's supervised share. A batch depends on the seed and the
+step alone, so that a resumed run sees what an uninterrupted one would have seen.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+
+from prompt_tuning import trees
+from prompt_tuning.errors import UserError
+from prompt_tuning.network.model import Model
+from prompt_tuning.types import Params
+
+EOS_ID = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """Labelled examples as ragged arrays, as `scripts/mini/prepare.py` writes them.
+
+    Attributes:
+      inputs: token ids of all inputs, end to end, each with its EOS.
+      input_offsets: where example i starts, and the end: [N + 1].
+      targets: token ids of all targets, likewise.
+      target_offsets: [N + 1].
+      task: index into ``task_names`` for each example: [N].
+      task_names: names of the tasks.
+    """
+
+    inputs: np.ndarray
+    input_offsets: np.ndarray
+    targets: np.ndarray
+    target_offsets: np.ndarray
+    task: np.ndarray
+    task_names: np.ndarray
+
+    @classmethod
+    def load(cls, path: str | pathlib.Path) -> "Labelled":
+        """Reads an ``.npz`` file.
+
+        Raises:
+          UserError: the file lacks an array.
+        """
+        with np.load(path) as file:
+            names = [field.name for field in dataclasses.fields(cls)]
+            missing = [name for name in names if name not in file]
+            if missing:
+                raise UserError(f"{path} lacks the arrays {', '.join(missing)}")
+            return cls(**{name: file[name] for name in names})
+
+    def example(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of the inputs and targets of example ``i``."""
+        return (
+            self.inputs[self.input_offsets[i] : self.input_offsets[i + 1]],
+            self.targets[self.target_offsets[i] : self.target_offsets[i + 1]],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """A stream of batches.
+
+    Attributes:
+      text: ids of the documents, each ended by EOS.
+      labelled: labelled examples, or None.
+      vocab_size: ids from the last one downward are the sentinels.
+      batch_size: rows of a batch, B.
+      inputs_length: T.
+      targets_length: S.
+      span_corruption: share of the rows.
+      prefix_lm: share of the rows; the remaining rows are labelled.
+      task_weights: how often each task is drawn; tasks left out are not drawn.
+      noise_density: share of tokens that span corruption hides.
+      mean_span_length: mean length of a hidden span.
+      seed: seed of everything random.
+    """
+
+    text: np.ndarray
+    labelled: Labelled | None
+    vocab_size: int
+    batch_size: int
+    inputs_length: int = 128
+    targets_length: int = 32
+    span_corruption: float = 0.25
+    prefix_lm: float = 0.25
+    task_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    noise_density: float = 0.15
+    mean_span_length: float = 3.0
+    seed: int = 0
+
+    def __post_init__(self):
+        shares = self.span_corruption + self.prefix_lm
+        if shares > 1.0 or min(self.span_corruption, self.prefix_lm) < 0:
+            raise UserError(
+                f"span_corruption={self.span_corruption} and prefix_lm="
+                f"{self.prefix_lm} must not be negative and add up to 1 at most"
+            )
+        if shares < 1.0:
+            if self.labelled is None:
+                raise UserError(
+                    "the shares leave rows for labelled examples but there are none: "
+                    "give a labelled file or let the shares add up to 1"
+                )
+            names = set(self.labelled.task_names.tolist())
+            unknown = sorted(set(self.task_weights) - names)
+            if unknown or not self.task_weights:
+                raise UserError(
+                    f"task_weights: unknown {unknown or 'none given'}; the labelled "
+                    f"tasks are {', '.join(sorted(names))}"
+                )
+            self._check_lengths()
+        room = self.inputs_length + self.targets_length
+        if len(self.text) <= 2 * room:
+            raise UserError(
+                f"the text has {len(self.text)} tokens, rows take up to {room}: give "
+                "more text or shorter rows"
+            )
+
+    def _check_lengths(self) -> None:
+        """Refuses labelled examples that no row has room for."""
+        drawn = np.isin(
+            self.labelled.task_names[self.labelled.task], list(self.task_weights)
+        )
+        for kind, room in (
+            ("input", self.inputs_length),
+            ("target", self.targets_length),
+        ):
+            lengths = np.diff(getattr(self.labelled, f"{kind}_offsets"))[drawn]
+            if (longest := int(lengths.max(initial=0))) > room:
+                raise UserError(
+                    f"{int(np.sum(lengths > room))} labelled {kind}s are longer than "
+                    f"{room} tokens: set {kind.upper()}S_LENGTH={longest} or more"
+                )
+
+    def batches(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        """Batches from step ``start`` on, without end."""
+        pools = self._pools()
+        step = start
+        while True:
+            yield self.batch(step, pools)
+            step += 1
+
+    def batch(self, step: int, pools=None) -> dict[str, np.ndarray]:
+        """The batch of one step: features as `Model` takes them, packed."""
+        rng = np.random.default_rng((self.seed, step))
+        num_span = round(self.batch_size * self.span_corruption)
+        num_prefix = round(self.batch_size * self.prefix_lm)
+        num_labelled = self.batch_size - num_span - num_prefix
+        rows = [[self._span_corruption(rng)] for _ in range(num_span)]
+        rows += [[self._prefix_lm(rng)] for _ in range(num_prefix)]
+        if num_labelled:
+            rows += self._labelled(rng, num_labelled, pools or self._pools())
+        return pack(rows, self.inputs_length, self.targets_length)
+
+    def _chunk(self, rng: np.random.Generator, length: int) -> np.ndarray:
+        start = rng.integers(0, len(self.text) - length)
+        return self.text[start : start + length].astype(np.int32)
+
+    def _span_corruption(self, rng) -> tuple[np.ndarray, np.ndarray]:
+        length = span_corruption_length(
+            self.inputs_length,
+            self.targets_length,
+            self.noise_density,
+            self.mean_span_length,
+        )
+        return corrupt_spans(
+            self._chunk(rng, length),
+            rng,
+            self.vocab_size,
+            self.noise_density,
+            self.mean_span_length,
+        )
+
+    def _prefix_lm(self, rng) -> tuple[np.ndarray, np.ndarray]:
+        split = int(rng.integers(self.inputs_length // 4, self.inputs_length))
+        chunk = self._chunk(rng, split + self.targets_length)
+        return chunk[:split], chunk[split:]
+
+    def _pools(self) -> tuple[list[np.ndarray], np.ndarray]:
+        """Examples of every drawn task, and the tasks' probabilities."""
+        if self.labelled is None:
+            return [], np.zeros(0)
+        names = self.labelled.task_names.tolist()
+        pools = [
+            np.flatnonzero(self.labelled.task == names.index(name))
+            for name in self.task_weights
+        ]
+        weights = np.array(list(self.task_weights.values()), np.float64)
+        return pools, weights / weights.sum()
+
+    def _labelled(self, rng, num_rows: int, pools) -> list[list]:
+        """Fills rows first-fit, from a draw somewhat larger than they hold."""
+        examples, weights = pools
+        rows: list[list] = [[] for _ in range(num_rows)]
+        room = np.tile([self.inputs_length, self.targets_length], (num_rows, 1))
+        misses = 0
+        while misses < 8:
+            pool = examples[rng.choice(len(examples), p=weights)]
+            inputs, targets = self.labelled.example(pool[rng.integers(len(pool))])
+            size = np.array([len(inputs), len(targets)])
+            fits = np.flatnonzero((room >= size).all(axis=1))
+            if not len(fits):
+                misses += 1
+                continue
+            rows[fits[0]].append((inputs.astype(np.int32), targets.astype(np.int32)))
+            room[fits[0]] -= size
+        return rows
+
+
+def span_corruption_length(
+    inputs_length: int, targets_length: int, noise_density: float, mean_span: float
+) -> int:
+    """The longest text whose corrupted inputs and targets fit the given lengths."""
+    length = 2
+    while True:
+        noise, spans = _noise_and_spans(length + 1, noise_density, mean_span)
+        inputs, targets = length + 1 - noise + spans + 1, noise + spans + 1
+        if inputs > inputs_length or targets > targets_length:
+            return length
+        length += 1
+
+
+def _noise_and_spans(length: int, density: float, mean_span: float) -> tuple[int, int]:
+    noise = min(max(round(length * density), 1), length - 1)
+    return noise, max(round(noise / mean_span), 1)
+
+
+def corrupt_spans(
+    tokens: np.ndarray,
+    rng: np.random.Generator,
+    vocab_size: int,
+    noise_density: float = 0.15,
+    mean_span: float = 3.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Replaces random spans by sentinels; the targets give the spans back.
+
+    Returns:
+      Inputs and targets, each ended by EOS. The first sentinel is ``vocab_size - 1``.
+    """
+    noise, spans = _noise_and_spans(len(tokens), noise_density, mean_span)
+    kept = len(tokens) - noise
+    spans = min(spans, kept)
+    lengths = np.stack(
+        [_random_partition(rng, kept, spans), _random_partition(rng, noise, spans)], 1
+    ).reshape(-1)
+    pieces = np.split(tokens, np.cumsum(lengths)[:-1])
+    inputs, targets = [], []
+    for i in range(spans):
+        sentinel = np.array([vocab_size - 1 - i], np.int32)
+        inputs += [pieces[2 * i], sentinel]
+        targets += [sentinel, pieces[2 * i + 1]]
+    eos = np.array([EOS_ID], np.int32)
+    return np.concatenate([*inputs, eos]), np.concatenate([*targets, eos])
+
+
+def _random_partition(rng, total: int, parts: int) -> np.ndarray:
+    """``parts`` random positive lengths that add up to ``total``."""
+    cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
+    return np.diff(np.concatenate([[0], cuts, [total]]))
+
+
+def pack(rows: list[list], inputs_length: int, targets_length: int) -> dict:
+    """Lays each row's examples end to end, with segment ids from 1 on.
+
+    Returns:
+      ``encoder_input_tokens``, ``encoder_segment_ids`` [B, T] and
+      ``decoder_input_tokens``, ``decoder_target_tokens``, ``decoder_segment_ids``,
+      ``decoder_loss_weights`` [B, S].
+    """
+    size = len(rows)
+    batch = {
+        "encoder_input_tokens": np.zeros((size, inputs_length), np.int32),
+        "encoder_segment_ids": np.zeros((size, inputs_length), np.int32),
+        "decoder_input_tokens": np.zeros((size, targets_length), np.int32),
+        "decoder_target_tokens": np.zeros((size, targets_length), np.int32),
+        "decoder_segment_ids": np.zeros((size, targets_length), np.int32),
+    }
+    for r, row in enumerate(rows):
+        i = j = 0
+        for segment, (inputs, targets) in enumerate(row, start=1):
+            end_i, end_j = i + len(inputs), j + len(targets)
+            batch["encoder_input_tokens"][r, i:end_i] = inputs
+            batch["encoder_segment_ids"][r, i:end_i] = segment
+            batch["decoder_target_tokens"][r, j:end_j] = targets
+            # Every example starts from padding (id 0), T5's beginning of sequence.
+            batch["decoder_input_tokens"][r, j + 1 : end_j] = targets[:-1]
+            batch["decoder_segment_ids"][r, j:end_j] = segment
+            i, j = end_i, end_j
+    batch["decoder_loss_weights"] = (batch["decoder_target_tokens"] > 0).astype(
+        np.float32
+    )
+    return batch
+
+
+def load(folder: str | pathlib.Path, suffix: str = "", **kwargs) -> Mixture:
+    """The mixture over ``text{suffix}.npy`` and ``labelled{suffix}.npz`` of a folder.
+
+    Args:
+      folder: where the arrays lie; the labelled file may be missing.
+      suffix: '' for the training part, '_validation' for the held-out part.
+      **kwargs: the other attributes of `Mixture`.
+
+    Raises:
+      UserError: there is no text, or a token id lies outside the vocabulary.
+    """
+    text_path = pathlib.Path(folder) / f"text{suffix}.npy"
+    labelled_path = pathlib.Path(folder) / f"labelled{suffix}.npz"
+    if not text_path.exists():
+        raise UserError(f"{text_path} is missing; ARRAYS_DIR must hold the token ids")
+    text = np.load(text_path, mmap_mode="r")
+    if int(text.max()) >= kwargs["vocab_size"]:
+        raise UserError(
+            f"{text_path} has ids up to {int(text.max())} but the model only "
+            f"{kwargs['vocab_size']} embedding rows; use the model file of its vocabulary"
+        )
+    labelled = Labelled.load(labelled_path) if labelled_path.exists() else None
+    return Mixture(text, labelled, **kwargs)
+
+
+def held_out_metrics(model: Model, mixture: Mixture, num_batches: int = 4):
+    """A function of (tuned, frozen) leaves that gives held-out metrics.
+
+    Token accuracy of each kind of row: higher is better for all, so that their mean may
+    choose the best step.
+    """
+    evaluate = jax.jit(lambda params, rows: model.loss(params, rows)[1])
+    first = round(mixture.batch_size * mixture.span_corruption)
+    second = first + round(mixture.batch_size * mixture.prefix_lm)
+    kinds = {
+        "span_corruption": slice(0, first),
+        "prefix_lm": slice(first, second),
+        "labelled": slice(second, mixture.batch_size),
+    }
+
+    def metrics(tuned: Params, frozen: Params) -> dict[str, float]:
+        params = trees.merge(tuned, frozen)
+        batches = [mixture.batch(step) for step in range(num_batches)]
+        values = {}
+        for kind, part in kinds.items():
+            if part.start == part.stop:
+                continue
+            sums = [
+                evaluate(params, {name: rows[part] for name, rows in batch.items()})
+                for batch in batches
+            ]
+            correct = sum(int(s["correct"]) for s in sums)
+            values[f"{kind}_accuracy"] = correct / sum(int(s["weight"]) for s in sums)
+        return values
+
+    return metrics

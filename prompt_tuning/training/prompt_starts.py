@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Initialisations by name, made concrete once a model and a vocabulary are known.
+
+`initializers` takes arrays and ids; these take what a user writes down (labels, a text,
+a path) and wait for the embedding table and the tokenizer.
+"""
+
+import pathlib
+from collections.abc import Callable, Sequence
+
+from prompt_tuning.checkpoints import prompt_formats
+from prompt_tuning.errors import UserError
+from prompt_tuning.methods import initializers
+from prompt_tuning.methods.initializers import PAPER_POPULATION
+from prompt_tuning.types import Array, Initializer
+
+Encode = Callable[[str], Sequence[int]]  # text -> token ids, without EOS
+# (embedding table [V, H], tokenizer, id of "unknown") -> initialiser
+PromptInit = Callable[[Array, Encode, int], Initializer]
+
+
+def named(text: str, labels: Sequence[str] | None) -> PromptInit:
+    """An initialisation by a text, as lists of prompts name them.
+
+    ``random``, ``sampled_vocab``, ``class_labels`` (with the task's own labels),
+    ``text:TEXT`` or ``saved:PATH``.
+
+    Raises:
+      UserError: none is called so, or the task has no labels.
+    """
+    kind, _, argument = text.partition(":")
+    if kind == "class_labels" and not labels:
+        raise UserError("prompt_init 'class_labels' needs a task with a label set")
+    known: dict[str, Callable[[], PromptInit]] = {
+        "random": random_init,
+        "sampled_vocab": sampled_vocab_init,
+        "class_labels": lambda: class_labels_init(labels or ()),
+    }
+    with_argument = {"text": text_init, "saved": saved_init}
+    if argument and kind in with_argument:
+        return with_argument[kind](argument)
+    if text not in known:
+        raise UserError(
+            f"no prompt_init is called {text!r}: choose {', '.join(known)}, "
+            "text:TEXT or saved:PATH"
+        )
+    return known[text]()
+
+
+def random_init(scale: float = 0.5) -> PromptInit:
+    """Uniform in ``[-scale, scale]``."""
+    return lambda table, encode, unk_id: initializers.random_uniform(scale)
+
+
+def sampled_vocab_init(population: int = PAPER_POPULATION) -> PromptInit:
+    """Rows of the ``population`` most common pieces."""
+    return lambda table, encode, unk_id: initializers.sampled_vocab(
+        table, population=population
+    )
+
+
+def class_labels_init(
+    labels: Sequence[str], population: int = PAPER_POPULATION
+) -> PromptInit:
+    """A row for each label, the rest sampled vocabulary."""
+    if isinstance(labels, str):
+        raise UserError(
+            f"CLASS_LABELS must be a list of labels, e.g. ('{labels}', ...), not a text"
+        )
+
+    def make(table: Array, encode: Encode, unk_id: int) -> Initializer:
+        ids = [_known_ids(label, encode, unk_id) for label in labels]
+        fallback = initializers.sampled_vocab(table, population=population)
+        return initializers.class_labels(table, ids, fallback)
+
+    return make
+
+
+def text_init(text: str, population: int = PAPER_POPULATION) -> PromptInit:
+    """The pieces of ``text``, the rest sampled vocabulary."""
+
+    def make(table: Array, encode: Encode, unk_id: int) -> Initializer:
+        fallback = initializers.sampled_vocab(table, population=population)
+        ids = _known_ids(text, encode, unk_id)
+        return initializers.from_text(table, ids, fallback)
+
+    return make
+
+
+def saved_init(path: str | pathlib.Path) -> PromptInit:
+    """A saved prompt, in any format that `prompt_formats.load` reads."""
+
+    def make(table: Array, encode: Encode, unk_id: int) -> Initializer:
+        prompt, _ = prompt_formats.load(path)
+        return initializers.from_saved(prompt)
+
+    return make
+
+
+def _known_ids(text: str, encode: Encode, unk_id: int) -> list[int]:
+    ids = list(encode(text))
+    if not ids or unk_id in ids:
+        raise UserError(
+            f"{text!r} has pieces that the model's vocabulary does not know; "
+            "use other words"
+        )
+    return ids

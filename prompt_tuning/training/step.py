@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training step: differentiate, accumulate and update the tuned leaves only."""
+
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from prompt_tuning import trees
+from prompt_tuning.network import losses
+from prompt_tuning.network.model import Model
+from prompt_tuning.types import Array, Batch, Params, PyTree
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that training changes; the frozen leaves are not part of it.
+
+    Attributes:
+      step: steps taken, int32.
+      tuned: the tuned leaves, float32.
+      opt_state: the optimizer's statistics of the tuned leaves.
+      key: the root of all randomness of the run; step i folds i into it.
+    """
+
+    step: Array
+    tuned: Params
+    opt_state: PyTree
+    key: Array
+
+    @classmethod
+    def create(
+        cls, tuned: Params, tx: optax.GradientTransformation, key: Array
+    ) -> "TrainState":
+        """A state at step 0."""
+        return cls(jnp.zeros((), jnp.int32), tuned, tx.init(tuned), key)
+
+
+TrainStep = Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Array]]]
+
+
+def make_train_step(
+    model: Model, tx: optax.GradientTransformation, num_microbatches: int = 1
+) -> TrainStep:
+    """Builds the pure function of one step.
+
+    The gradient is taken with respect to ``run_checkpoints.tuned`` alone: the program holds no
+    gradient, accumulator or optimizer slot of a frozen leaf.
+
+    Args:
+      model: network and objective.
+      tx: the optimizer.
+      num_microbatches: parts that the batch is cut into, along its rows; their
+        gradients are added up, which saves activations.
+
+    Returns:
+      ``(state, frozen, batch) -> (state, metrics)``; the metrics are those of
+      `Model.loss`, and ``grad_norm``, which has their shape.
+    """
+
+    def gradient(
+        state: TrainState,
+        frozen: Params,
+        batch: Batch,
+        index: Array | int,
+        divisor: Array | float | None,
+    ):
+        rng = jax.random.fold_in(jax.random.fold_in(state.key, state.step), index)
+        dropout = model.network.config.dropout_rate > 0
+
+        def loss_fn(tuned: Params):
+            params = trees.merge(tuned, frozen)
+            return model.loss(params, batch, rng if dropout else None, divisor)
+
+        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.tuned)
+        return grads, metrics
+
+    def accumulated(state: TrainState, frozen: Params, batch: Batch):
+        rows = next(iter(batch.values())).shape[0]
+        if rows % num_microbatches:
+            raise ValueError(
+                f"a batch of {rows} rows does not divide into {num_microbatches} "
+                "microbatches"
+            )
+        parts = jax.tree.map(
+            lambda x: x.reshape(num_microbatches, -1, *x.shape[1:]), batch
+        )
+        # The total must not depend on how the rows are cut, so every part is divided
+        # by what the whole batch holds.
+        _, divisor = losses.weights_and_divisor(
+            batch, model.loss_normalizing_factor, len(model.network.prompts)
+        )
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            jax.eval_shape(
+                gradient, state, frozen, jax.tree.map(lambda x: x[0], parts), 0, divisor
+            ),
+        )
+
+        def body(total, part):
+            index, rows = part
+            grads = gradient(state, frozen, rows, index, divisor)
+            return jax.tree.map(jnp.add, total, grads), None
+
+        indices = jnp.arange(num_microbatches)
+        return jax.lax.scan(body, zeros, (indices, parts))[0]
+
+    def norms(grads: Params, batch: Batch) -> Array:  # [] or [E]
+        if "prompt_index" not in batch:
+            return optax.global_norm(grads)
+        # Prompts that are not tuned any more have no gradient.
+        own = [grads["prompts"].get(prompt.name) for prompt in model.network.prompts]
+        return jnp.stack([optax.global_norm(grad) for grad in own])
+
+    def train_step(state: TrainState, frozen: Params, batch: Batch):
+        if num_microbatches == 1:
+            grads, metrics = gradient(state, frozen, batch, 0, None)
+        else:
+            grads, metrics = accumulated(state, frozen, batch)
+        updates, opt_state = tx.update(grads, state.opt_state, state.tuned)
+        tuned = optax.apply_updates(state.tuned, updates)
+        metrics["grad_norm"] = norms(grads, batch)
+        return state.replace(
+            step=state.step + 1, tuned=tuned, opt_state=opt_state
+        ), metrics
+
+    return train_step

@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parity with PEFT on a tiny T5 1.1: logits, gradients and steps of the same prompt.
+
+PEFT's model and ours read one folder that transformers wrote. Both compute in float32;
+what they have in common is compared to 1e-4 of its largest value.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+from prompt_tuning import trees
+from prompt_tuning.checkpoints import huggingface, layout, prompt_formats
+from prompt_tuning.methods import registry
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.prompts import Prompt, virtual_ids
+from prompt_tuning.network.transformer import T5Config, Transformer
+from prompt_tuning.training import optimizers
+from prompt_tuning.training.step import TrainState, make_train_step
+
+LENGTH, WIDTH, VOCABULARY = 5, 32, 256
+# The original project's recipe, but for the weight decay: its 1e-5 would not show.
+RATE, WEIGHT_DECAY, STEPS = 0.3, 1e-2, 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Random weights, with an output layer of its own as every T5 1.1 has."""
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=VOCABULARY,
+        d_model=WIDTH,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )
+    model = transformers.T5ForConditionalGeneration(config)
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(VOCABULARY, WIDTH) * 0.3)
+    path = tmp_path_factory.mktemp("t5") / "tiny_t5_1_1"
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def ours(folder):
+    """Our model, with the loss that transformers computes, and its frozen weights."""
+    source = huggingface.open_checkpoint(folder)
+    flat = layout.stack({name: source.read(name) for name in source.specs})
+    network = Transformer(T5Config(**source.sizes), (Prompt("task", LENGTH),))
+    # transformers takes the mean over all tokens of the batch and knows no z-loss.
+    model = Model(network, z_loss=0.0, loss_normalizing_factor="NUM_REAL_TARGET_TOKENS")
+    return model, jax.tree.map(jnp.asarray, trees.unflatten(flat))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Three padded rows; virtual tokens stand in front of the inputs."""
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(2, VOCABULARY, (3, 10)).astype(np.int32)
+    targets = rng.integers(2, VOCABULARY, (3, 6)).astype(np.int32)
+    inputs[1, 7:] = inputs[2, 4:] = targets[1, 3:] = 0
+    (ids,) = virtual_ids([Prompt("task", LENGTH)], VOCABULARY).values()
+    shifted = np.pad(targets[:, :-1], ((0, 0), (1, 0)))
+    return {
+        "encoder_input_tokens": np.concatenate([np.tile(ids, (3, 1)), inputs], axis=1),
+        "decoder_input_tokens": np.where(targets > 0, shifted, 0),
+        "decoder_target_tokens": targets,
+        "decoder_loss_weights": (targets > 0).astype(np.float32),
+    }
+
+
+@pytest.fixture(scope="module")
+def prompt():
+    rng = np.random.default_rng(1)
+    return rng.normal(scale=3.0, size=(LENGTH, WIDTH)).astype(np.float32)
+
+
+def with_prompt(params, prompt):
+    return trees.merge(params, {"prompts": {"task": jnp.asarray(prompt)}})
+
+
+def base(folder):
+    """A model of transformers that PEFT may change."""
+    return transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
+
+
+def fresh_adapter(folder, prompt=None, **options):
+    """What a user of PEFT starts from; the first rows are set to ``prompt``."""
+    config = peft.PromptTuningConfig(
+        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=LENGTH, **options
+    )
+    model = peft.get_peft_model(base(folder), config).eval()
+    if prompt is not None:
+        with torch.no_grad():
+            weight_of(model)[:LENGTH] = torch.from_numpy(prompt)
+    return model
+
+
+def weight_of(model):
+    return model.prompt_encoder["default"].embedding.weight
+
+
+def run_peft(model, batch):
+    """PEFT is given text alone and puts the prompt there itself."""
+    text = torch.from_numpy(batch["encoder_input_tokens"][:, LENGTH:]).long()
+    targets = torch.from_numpy(batch["decoder_target_tokens"]).long()
+    return model(
+        input_ids=text,
+        attention_mask=(text > 0).long(),
+        labels=targets.masked_fill(targets == 0, -100),
+    )
+
+
+def assert_close(got, want):
+    got, want = np.asarray(got), np.asarray(want)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
+
+
+def assert_same_answers(model, ours, prompt, batch):
+    """Logits and loss of PEFT's model and of ours with ``prompt``."""
+    with torch.no_grad():
+        theirs = run_peft(model, batch)
+    network, params = ours
+    params = with_prompt(params, prompt)
+    # What follows a row's last target is for nobody to read.
+    real = batch["decoder_target_tokens"] > 0
+    assert 0 < real.sum() < real.size
+    logits = np.asarray(jax.jit(network.logits)(params, batch))
+    assert_close(theirs.logits.numpy()[real], logits[real])
+    assert_close(theirs.loss.numpy(), jax.jit(network.loss)(params, batch)[0])
+
+
+def our_steps(ours, prompt, batch, tx):
+    """The prompt after some steps of our training."""
+    model, params = ours
+    tuned, frozen = registry.split(
+        with_prompt(params, prompt), registry.RULES["prompt_tuning"]
+    )
+    step = jax.jit(make_train_step(model, tx))
+    state = TrainState.create(tuned, tx, jax.random.key(0))
+    for _ in range(STEPS):
+        state, _ = step(state, frozen, batch)
+    return np.asarray(state.tuned["prompts"]["task"])
+
+
+def our_recipe(**options):
+    """As configs/methods/prompt_tuning.gin has it."""
+    return optimizers.adafactor(
+        RATE,
+        multiply_by_parameter_scale=False,
+        weight_decay_rate=WEIGHT_DECAY,
+        **options,
+    )
+
+
+# Out and in.
+
+
+def test_the_prompt_matters(ours, prompt, batch):
+    model, params = ours
+    logits = jax.jit(model.logits)
+    changed = logits(with_prompt(params, -prompt), batch)
+    difference = changed - logits(with_prompt(params, prompt), batch)
+    assert np.abs(difference).max() > 0.1
+
+
+@pytest.mark.parametrize("format", ["peft", "peft-doubled"])
+def test_a_prompt_tuned_here_answers_the_same_in_peft(
+    tmp_path, folder, ours, prompt, batch, format
+):
+    tuned = our_steps(ours, prompt, batch, our_recipe())
+    assert np.abs(tuned - prompt).max() > 0.5
+    card = {"length": LENGTH, "width": WIDTH, "base_model": {"name": "tiny_t5_1_1"}}
+    prompt_formats.save(tmp_path / "adapter", tuned, card, format)
+    model = peft.PeftModel.from_pretrained(base(folder), tmp_path / "adapter").eval()
+    assert isinstance(model, peft.PeftModelForSeq2SeqLM)
+    np.testing.assert_array_equal(weight_of(model).detach()[:LENGTH], tuned)
+    assert_same_answers(model, ours, tuned, batch)
+
+
+def test_the_doubled_format_is_what_a_model_of_defaults_takes(
+    tmp_path, folder, ours, prompt, batch
+):
+    # PEFT loads no prompt as trainable. Whoever goes on tuning builds a model anew and
+    # sets its state; with PEFT's default configuration that is twice the rows.
+    card = {"length": LENGTH, "width": WIDTH}
+    for format in ("peft", "peft-doubled"):
+        prompt_formats.save(tmp_path / format, prompt, card, format)
+    read = lambda format: peft.load_peft_weights(tmp_path / format, device="cpu")
+    model = fresh_adapter(folder)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        peft.set_peft_model_state_dict(model, read("peft"))
+    peft.set_peft_model_state_dict(model, read("peft-doubled"))
+    assert weight_of(model).requires_grad
+    assert_same_answers(model, ours, prompt, batch)
+
+
+def test_we_write_the_fields_that_peft_writes(tmp_path, prompt, folder):
+    prompt_formats.save(tmp_path / "ours", prompt, {}, "peft")
+    fresh_adapter(folder).save_pretrained(tmp_path / "theirs")
+    read = lambda name: peft.PeftConfig.from_json_file(
+        tmp_path / name / "adapter_config.json"
+    )
+    mine, theirs = read("ours"), read("theirs")
+    # What PEFT adds to these has a default in every version that knows it.
+    assert mine.keys() <= theirs.keys()
+    assert theirs.keys() - mine.keys() <= {
+        "peft_version",
+        "tokenizer_kwargs",
+        "modules_to_save",
+    }
+    for name in ("peft_type", "task_type", "inference_mode", "prompt_tuning_init"):
+        assert mine[name] == theirs[name]
+
+
+@pytest.mark.parametrize("submodules", [None, 1])
+def test_a_prompt_made_by_peft_answers_the_same_here(
+    tmp_path, folder, ours, batch, submodules
+):
+    model = fresh_adapter(folder, num_transformer_submodules=submodules)
+    model.save_pretrained(tmp_path / "adapter")
+    rows = weight_of(model).detach().numpy()
+    assert len(rows) == LENGTH * (submodules or 2)
+    array, card = prompt_formats.load(tmp_path / "adapter")
+    np.testing.assert_array_equal(array, rows[:LENGTH])
+    assert card["base_model"] == {"name": str(folder)}
+    assert card["peft"]["unused_rows"] == len(rows) - LENGTH
+    assert ("notes" in card) == (submodules is None)
+    assert_same_answers(model, ours, array, batch)
+
+
+# Tuning.
+
+
+def test_the_gradient_of_the_prompt(folder, ours, prompt, batch):
+    model = fresh_adapter(folder, prompt)
+    run_peft(model, batch).loss.backward()
+    gradient = weight_of(model).grad.numpy()
+    assert gradient.shape == (2 * LENGTH, WIDTH)
+    assert not gradient[LENGTH:].any()
+    network, params = ours
+    loss = lambda prompt: network.loss(with_prompt(params, prompt), batch)[0]
+    want = jax.jit(jax.grad(loss))(jnp.asarray(prompt))
+    assert np.abs(want).max() > 1e-3
+    assert_close(gradient[:LENGTH], want)
+
+
+def peft_steps(model, batch, flat, clip=1.0):
+    """PEFT's rows after some steps of transformers' Adafactor.
+
+    The recipe is ours as far as the two are the same function:
+
+    - transformers' decay of the second moments is ``1 - step ** -0.8``, and ours;
+    - both add 1e-30 to the squared gradient and clip the update's root mean square;
+    - its weight decay is multiplied by the learning rate, ours (T5X's) is not;
+    - it factors the second moments of every matrix, whereas those of a prompt are never
+      factored here. A vector it does not factor either, so ``flat`` gives it the prompt
+      as one, which shares its memory with the model's;
+    - rows that PEFT does not use have no gradient but count in that root mean square,
+      so that a doubled array is clipped less: steps are compared without it.
+    """
+    weight = weight_of(model)
+    parameter = torch.nn.Parameter(weight.detach().view(-1)) if flat else weight
+    optimizer = transformers.Adafactor(
+        [parameter],
+        lr=RATE,
+        eps=(1e-30, 1e-3),
+        clip_threshold=clip,
+        decay_rate=-0.8,
+        weight_decay=WEIGHT_DECAY / RATE,
+        scale_parameter=False,
+        relative_step=False,
+    )
+    for _ in range(STEPS):
+        weight.grad = None
+        run_peft(model, batch).loss.backward()
+        parameter.grad = weight.grad.view_as(parameter)
+        optimizer.step()
+    return weight.detach().numpy()
+
+
+# The first update's root mean square is 1, so that only the lower threshold cuts it.
+@pytest.mark.parametrize("clip", [1.0, 0.5])
+def test_three_steps_of_adafactor(folder, ours, prompt, batch, clip):
+    model = fresh_adapter(folder, prompt, num_transformer_submodules=1)
+    theirs = peft_steps(model, batch, flat=True, clip=clip)
+    assert np.abs(theirs - prompt).max() > 0.3
+    tx = our_recipe(clipping_threshold=clip)
+    assert_close(theirs, our_steps(ours, prompt, batch, tx))
+
+
+def test_three_steps_of_factored_adafactor(folder, ours, prompt, batch):
+    model = fresh_adapter(folder, prompt, num_transformer_submodules=1)
+    theirs = peft_steps(model, batch, flat=False)
+    # Under another name the array is no prompt to our optimizer but a matrix; those of
+    # fewer than 128 rows it factors only if told to.
+    tx = our_recipe(min_dim_size_to_factor=1)
+    network, params = ours
+    loss = lambda tree: network.loss(with_prompt(params, tree["matrix"]), batch)[0]
+    gradient = jax.jit(jax.grad(loss))
+    tree = {"matrix": jnp.asarray(prompt)}
+    state = tx.init(tree)
+    for _ in range(STEPS):
+        updates, state = tx.update(gradient(tree), state, tree)
+        tree = optax.apply_updates(tree, updates)
+    assert_close(theirs, tree["matrix"])
+    # Factoring is another optimizer: without it the prompt ends elsewhere.
+    unfactored = our_steps(ours, prompt, batch, our_recipe())
+    assert np.abs(theirs - unfactored).max() > 0.1

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`prompt-tuning inspect` says what prompts, models and runs hold."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prompt_tuning import trees
+from prompt_tuning.checkpoints import model_file, prompt_file
+from prompt_tuning.commands import convert, inspect
+from prompt_tuning.errors import UserError
+from prompt_tuning.inference import prompt_view
+from prompt_tuning.training import optimizers
+from prompt_tuning.training.run_checkpoints import Checkpoints
+from prompt_tuning.training.step import TrainState
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory, tiny_params):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    model_file.save_model(folder, tiny_params, {"source": {"steps": 7}}, "bfloat16")
+    return folder
+
+
+@pytest.fixture
+def prompt_path(tmp_path, tiny_params):
+    """Position 0 points along token 17, position 1 against token 99."""
+    table = np.asarray(tiny_params["token_embedder"]["embedding"])
+    prompt = np.stack([3 * table[17], -2 * table[99]])
+    card = {"task": "sentiment[/b]", "base_model": {"name": "tiny"}}
+    prompt_file.save_prompt(tmp_path / "p.safetensors", prompt, card)
+    return tmp_path / "p.safetensors"
+
+
+def shown(capsys, *args) -> str:
+    inspect.show(*args)
+    return capsys.readouterr().out
+
+
+def test_a_prompt_shows_its_card_norms_and_range(capsys, prompt_path):
+    prompt, _ = prompt_file.load_prompt(prompt_path)
+    text = shown(capsys, prompt_path)
+    assert "sentiment[/b]" in text and "base_model.name" in text
+    assert f"{np.linalg.norm(prompt, axis=1).mean():.4g} (" in text
+    assert f"{prompt.min():.4g} to {prompt.max():.4g}" in text
+    assert "nearest" not in text
+
+
+def test_a_base_model_names_the_nearest_tokens(
+    capsys, prompt_path, model_folder, tiny_params
+):
+    text = shown(capsys, prompt_path, str(model_folder))
+    assert "17 1.00" in text and "99 -1.00" not in text
+    table = np.asarray(tiny_params["token_embedder"]["embedding"])
+    prompt, _ = prompt_file.load_prompt(prompt_path)
+    ids, cosines = prompt_view.nearest_tokens(prompt, table, count=256)
+    assert ids[0, 0] == 17 and ids[1, -1] == 99
+    np.testing.assert_allclose(cosines[:, [0, -1]][[0, 1], [0, 1]], [1, -1], rtol=1e-5)
+    assert np.all(np.diff(cosines, axis=1) <= 0)
+
+
+def test_a_prompt_of_another_width_has_no_neighbours(tmp_path, model_folder):
+    path = tmp_path / "p.safetensors"
+    prompt_file.save_prompt(path, np.ones((2, 48), np.float32), {})
+    with pytest.raises(UserError, match="width 48, the model .* has width 32"):
+        inspect.inspect(path, str(model_folder))
+
+
+def test_a_model_shows_counts_dtypes_bytes_sizes_and_metadata(
+    capsys, model_folder, tiny_params
+):
+    count = sum(leaf.size for leaf in jax.tree.leaves(tiny_params))
+    for path in (model_folder, model_folder / "model.safetensors"):
+        text = shown(capsys, path)
+        assert f"{count:,} in" in text and f"{2 * count:,}" in text
+        assert "bfloat16 (" in text
+        assert "num_encoder_layers" in text and "source.steps" in text
+
+
+def test_a_run_shows_steps_best_and_its_prompt(capsys, tmp_path, prompt_path):
+    tuned = {"prompts": {"task": jnp.ones((2, 32))}}
+    state = TrainState.create(tuned, optimizers.adamw(0.1), jax.random.key(0))
+    runs = Checkpoints(tmp_path, 2)
+    runs.save(10, state, {"batch": 10})
+    assert "no evaluation yet" in shown(capsys, tmp_path)
+    best = {"accuracy": 0.625, "tuned": list(range(99))}
+    runs.save(20, state, {"batch": 20}, best)
+    text = shown(capsys, tmp_path)
+    assert "10, 20" in text
+    assert "0.625" in text and "99 values" in text
+    assert "base_model.name" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"), [("sst2", "1385"), ("mrpc", "867.7"), ("rte", "903.3")]
+)
+def test_released_prompts_show_their_norms(name, norm, shared, capsys):
+    path = shared / "released_prompts" / f"t5_1_1_lm100k_base_{name}.npy"
+    text = shown(capsys, path)
+    assert f"{norm} (" in text and "npy" in text and "length" in text
+
+
+def test_models_of_other_formats_show_their_sizes(capsys, tmp_path, tiny_params):
+    model_file.save_model(tmp_path / "own", tiny_params, {})
+    for format in ("t5x", "huggingface"):
+        convert.convert(str(tmp_path / "own"), str(tmp_path / format), format)
+        text = shown(capsys, tmp_path / format)
+        assert format in text and "num_decoder_layers" in text
+        assert f"{trees.count(tiny_params):,} in" in text
+
+
+def test_a_t5x_checkpoint_shows_its_model_and_its_prompt(shared, capsys):
+    text = shown(capsys, shared / "checkpoints" / "t5x_native" / "prompt")
+    assert "encoder/prompt/prompt/prompt" in text and "norm of rows" in text
+    assert "rows alike" in text and "mlp_dim" in text
+
+
+def test_a_prompt_is_drawn(capsys, tmp_path, prompt_path):
+    picture = tmp_path / "prompt.png"
+    assert str(picture) in shown(capsys, prompt_path, None, str(picture))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="draws one prompt, .* holds 0"):
+        model_file.save_model(tmp_path / "m", {"a": np.ones((2, 2), np.float32)}, {})
+        inspect.inspect(tmp_path / "m", None, str(picture))
+
+
+def test_rows_that_say_the_same_are_counted(prompt_path, model_folder, capsys):
+    prompt, _ = prompt_file.load_prompt(prompt_path)
+    rows = np.concatenate([prompt, 2 * prompt[:1], prompt[:1]])
+    facts = prompt_view.facts(rows)
+    assert facts["rows alike"].startswith("3 of 6 pairs")
+    prompt_file.save_prompt(prompt_path, rows, {})
+    text = shown(capsys, prompt_path, str(model_folder))
+    assert "nearest to several positions: 17 3 times" in text
+
+
+def test_other_paths_are_one_line(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    for path, cure in (
+        (tmp_path, "is no prompt, model or MODEL_DIR"),
+        (tmp_path / "absent", "there is no folder .*absent; give the folder"),
+        (tmp_path / "notes.txt", "is not a prompt file"),
+        ("embedded:absent", "is embedded"),
+    ):
+        with pytest.raises(UserError, match=cure) as caught:
+            inspect.inspect(path)
+        assert "\n" not in str(caught.value)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods: rules that part every model into tuned and frozen leaves."""
+
+import flax.linen as nn
+import pytest
+
+from prompt_tuning import trees
+from prompt_tuning.methods import registry
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.prompts import Prompt
+from prompt_tuning.network.transformer import Transformer
+
+
+@pytest.fixture(scope="module")
+def shapes(tiny_config):
+    model = Model(Transformer(tiny_config, (Prompt("a", 5), Prompt("b", 3))))
+    return nn.meta.unbox(model.abstract_params())
+
+
+@pytest.mark.parametrize("method", registry.RULES)
+def test_every_leaf_is_either_tuned_or_frozen(method, shapes):
+    tuned, frozen = registry.split(shapes, registry.RULES[method])
+    assert set(trees.flatten(trees.merge(tuned, frozen))) == set(trees.flatten(shapes))
+
+
+def test_prompt_tuning_tunes_the_prompts_alone(shapes):
+    tuned, frozen = registry.split(shapes, registry.RULES["prompt_tuning"])
+    assert set(trees.flatten(tuned)) == {"prompts/a", "prompts/b"}
+    assert not any("prompt" in name for name in trees.flatten(frozen))
+
+
+def test_model_tuning_freezes_nothing(shapes):
+    assert registry.split(shapes, registry.RULES["model_tuning"])[1] == {}
+
+
+def test_a_method_that_tunes_nothing_is_refused(shapes):
+    del_prompts = {name: leaf for name, leaf in shapes.items() if name != "prompts"}
+    with pytest.raises(ValueError, match="no parameter is tuned"):
+        registry.split(del_prompts, registry.RULES["prompt_tuning"])
+
+
+def test_rules_that_leave_a_gap_are_refused(shapes):
+    with pytest.raises(ValueError, match="no rule covers .*token_embedder/embedding"):
+        registry.split(shapes, ((r"prompts/.*", registry.TUNED),))

@@ -1,0 +1,438 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP interface: right answers, clear errors, nothing lost at the end."""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi")
+httpx = pytest.importorskip("httpx")
+pytest.importorskip("prometheus_client")
+
+from fastapi.testclient import TestClient
+
+from prompt_tuning import cli
+from prompt_tuning.checkpoints import base_models, prompt_file
+from prompt_tuning.inference.engine import Engine
+from prompt_tuning.inference.store import PromptStore
+from prompt_tuning.network.transformer import T5Config
+from prompt_tuning.serving import app, server
+from prompt_tuning.serving.batcher import Batcher
+from prompt_tuning.serving.metrics import Metrics
+
+H, V = 16, 8192
+CONFIG = T5Config(V, H, 2, 1, 1, 8, 32)
+LIMITS = app.Limits(body=20_000, prompt=20_000, rows=8, seconds=20.0)
+JSON = {"Content-Type": "application/json"}
+BYTES = {"Content-Type": "application/octet-stream"}
+PAIR = {
+    "labels": ["same", "other"],
+    "template": "{prompt} {premise} and {hypothesis}",
+}
+
+
+@pytest.fixture(scope="module")
+def source(tiny_checkpoint):
+    return base_models.load(CONFIG, tiny_checkpoint, activation_dtype="float32")
+
+
+def array(seed, length=3):
+    """Far from zero, so that every prompt answers differently."""
+    return np.random.default_rng(seed).normal(scale=3, size=(length, H))
+
+
+def card(source, **more):
+    return {
+        "base_model": source.identity,
+        "vocabulary": "mini",
+        "length": 3,
+        "width": H,
+        **more,
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(source, tmp_path_factory):
+    """Prompts as files: two that rank, one for pairs, one for free text."""
+    folder = tmp_path_factory.mktemp("prompts")
+    cards = {
+        "first": {"labels": ["good", "bad"]},
+        "second": {"labels": ["good", "bad"]},
+        "pair": PAIR,
+        "free": {},
+    }
+    for seed, (name, more) in enumerate(cards.items()):
+        prompt_file.save_prompt(
+            folder / f"{name}.safetensors",
+            array(seed).astype(np.float32),
+            card(source, **more),
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(source, folder):
+    store = PromptStore(source, 64)
+    assert not store.load_folder(folder)
+    return Engine(source, store, batch_sizes=(1, 4), longest=64)
+
+
+@contextlib.contextmanager
+def serving(engine, token=None, limits=LIMITS, **kwargs):
+    metrics = Metrics()
+    batcher = Batcher(engine.run, max_batch=4, on_batch=metrics.batch, **kwargs)
+    metrics.watch(engine, batcher)
+    made = app.create(engine, batcher, metrics, limits, token)
+    with TestClient(made, base_url="http://localhost") as client:
+        client.batcher = batcher
+        yield client
+
+
+@pytest.fixture
+def client(engine):
+    with serving(engine) as client:
+        yield client
+
+
+def post(client, content, **kwargs):
+    return client.post("/v1/predict", json=content, **kwargs)
+
+
+def test_answers_a_row_as_the_engine_does(client, engine):
+    row = {"prompt": "first", "text": "a fine film"}
+    response = post(client, row)
+    assert response.status_code == 200
+    found, (expected,) = response.json(), engine.answer([row])
+    assert found["answer"] == expected["answer"] and found["prompt"] == "first"
+    assert found["scores"] == pytest.approx(expected["scores"], abs=1e-6)
+
+
+def test_rows_of_many_prompts_share_a_request(client, engine):
+    rows = [
+        {"prompt": "free", "text": "what is this"},
+        {"prompt": "pair", "premise": "a film", "hypothesis": "a story"},
+        {"prompt": ["first", "second"], "text": "a dull film", "combine": "mean"},
+    ]
+    results = post(client, {"rows": rows}).json()["results"]
+    expected = engine.answer(rows)
+    assert [r["answer"] for r in results] == [e["answer"] for e in expected]
+    assert [a["prompt"] for a in results[2]["answers"]] == ["first", "second"]
+
+
+def test_a_bad_row_is_its_own_error(client):
+    rows = [
+        {"prompt": "frist", "text": "x"},
+        {"prompt": "first", "text": "a fine film"},
+        {"prompt": "first", "text": "  "},
+        {"prompt": "pair", "text": "x"},
+        {"prompt": "first", "text": "word " * 100},
+        {"prompt": "first", "text": "\ud800"},
+        "first",
+    ]
+    body = json.dumps({"rows": rows}).encode()
+    response = client.post("/v1/predict", content=body, headers=JSON)
+    assert response.status_code == 200
+    results = response.json()["results"]
+    assert "answer" in results[1]
+    messages = [result.get("error", "") for result in results]
+    for message, part in zip(
+        messages,
+        (
+            "did you mean first",
+            "",
+            "empty",
+            "premise",
+            "more than 64",
+            "half",
+            "object",
+        ),
+        strict=True,
+    ):
+        assert part in message
+    assert post(client, rows[0]).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "part"),
+    [
+        (b'{"prompt": "first", ', 400, "not JSON (character"),
+        (b'{"prompt": "\xff"}', 400, "not UTF-8 (byte 12)"),
+        (b"[1, 2]", 400, "must be an object"),
+        (b"[" * 10_000, 400, "not JSON"),
+        (b'{"rows": 3}', 400, "must be a list"),
+        (b'{"rows": [1,2,3,4,5,6,7,8,9]}', 400, "at most 8"),
+        (b'{"text": "' + b"x" * 20_000 + b'"}', 413, "larger than 20000 bytes"),
+    ],
+)
+def test_a_bad_body_is_refused(client, body, status, part):
+    response = client.post("/v1/predict", content=body, headers=JSON)
+    assert response.status_code == status
+    assert part in response.json()["error"]
+    assert post(client, {"prompt": "first", "text": "x"}).status_code == 200
+
+
+def test_a_body_without_a_length_is_not_read_beyond_its_limit(client):
+    read = []
+
+    def endless():
+        for i in range(1000):
+            read.append(i)
+            yield b"x" * 1000
+
+    response = client.post("/v1/predict", content=endless(), headers=JSON)
+    assert response.status_code == 413
+
+
+def test_other_sites_cannot_use_the_server(client):
+    body = b'{"prompt": "first", "text": "x"}'
+    plain = {"Content-Type": "text/plain"}
+    assert client.post("/v1/predict", content=body, headers=plain).status_code == 415
+    elsewhere = {"Host": "evil.example"}
+    assert client.get("/v1/prompts", headers=elsewhere).status_code == 400
+
+
+def test_a_token_is_asked_for(engine):
+    with serving(engine, token="secret") as client:
+        row = {"prompt": "first", "text": "x"}
+        assert client.get("/healthz").status_code == 200
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "é"}):
+            response = post(client, row, headers=_latin(headers))
+            assert response.status_code == 401
+            assert "token" in response.json()["error"]
+        bearer = {"Authorization": "Bearer secret", "Host": "any.example"}
+        assert post(client, row, headers=bearer).status_code == 200
+        for path in ("/v1/prompts", "/metrics"):
+            assert client.get(path).status_code == 401
+
+
+def _latin(headers):
+    return {name: value.encode("latin-1") for name, value in headers.items()}
+
+
+def test_prompts_come_and_go_without_compiling(client, engine, source, tmp_path):
+    names = [each["name"] for each in client.get("/v1/prompts").json()["prompts"]]
+    assert names == ["first", "free", "pair", "second"]
+    row = {"text": "a fine film"}
+    before = post(client, {"prompt": "first", **row}).json()
+    programs = engine.num_programs
+    path = tmp_path / "new.safetensors"
+    labels = card(source, labels=["good", "bad"])
+    prompt_file.save_prompt(path, array(0).astype(np.float32), labels)
+    added = client.put("/v1/prompts/new", content=path.read_bytes(), headers=BYTES)
+    assert added.status_code == 201
+    assert added.json()["labels"] == ["good", "bad"] and added.json()["length"] == 3
+    again = client.put("/v1/prompts/new", content=path.read_bytes(), headers=BYTES)
+    assert again.status_code == 409
+    # The numbers are those of "first".
+    assert post(client, {"prompt": "new", **row}).json()["scores"] == before["scores"]
+    assert client.delete("/v1/prompts/new").status_code == 204
+    assert client.delete("/v1/prompts/new").status_code == 404
+    assert post(client, {"prompt": "new", **row}).status_code == 400
+    assert engine.num_programs == programs
+
+
+def test_a_bad_prompt_is_refused(client, source, tmp_path):
+    put = lambda name, data: client.put(
+        f"/v1/prompts/{name}", content=data, headers=BYTES
+    )
+    response = put("broken", b"not a prompt")
+    assert response.status_code == 400
+    assert "broken.safetensors" in response.json()["error"]
+    assert str(tmp_path.parent.parent) not in response.json()["error"]
+    path = tmp_path / "p.safetensors"
+    other = {**card(source), "base_model": {"name": "other", "fingerprint": "0" * 64}}
+    prompt_file.save_prompt(path, array(0).astype(np.float32), other)
+    response = put("other", path.read_bytes())
+    assert response.status_code == 400 and "other" in response.json()["error"]
+    assert put("large", b"x" * 20_001).status_code == 413
+    assert put("-dash", b"").status_code == 400
+    assert put("%2e%2e", b"").status_code in (400, 404, 405)
+
+
+def test_a_full_queue_is_said_at_once(engine):
+    with serving(engine, max_queue=2) as client:
+        rows = {"rows": [{"prompt": "first", "text": "x"}] * 3}
+        response = post(client, rows)
+        assert response.status_code == 429 and response.headers["retry-after"] == "1"
+        assert post(client, {"rows": rows["rows"][:2]}).status_code == 200
+
+
+def test_a_late_answer_is_an_error(engine):
+    late = app.Limits(seconds=0.0001)
+    with serving(engine, limits=late, max_delay=0.5) as client:
+        response = post(client, {"prompt": "first", "text": "x"})
+        assert response.status_code == 504
+
+
+def test_the_end_is_announced(engine):
+    with serving(engine) as client:
+        client.batcher.close()
+        assert client.get("/healthz").status_code == 503
+        assert post(client, {"prompt": "first", "text": "x"}).status_code == 503
+
+
+def test_metrics_count(client):
+    post(client, {"rows": [{"prompt": "first", "text": "x"}, {"prompt": "?"}]})
+    text = client.get("/metrics").text
+    for line in (
+        'prompt_tuning_rows_total{outcome="answered"} 1.0',
+        'prompt_tuning_rows_total{outcome="refused"} 1.0',
+        'prompt_tuning_http_responses_total{route="/v1/predict",status="200"} 1.0',
+        "prompt_tuning_batch_rows_count 1.0",
+        "prompt_tuning_prompts 4.0",
+        "prompt_tuning_queue_rows 0.0",
+    ):
+        assert line in text
+
+
+def test_only_loopback_is_open_without_a_token(capsys, folder, tiny_checkpoint):
+    assert server.is_loopback("127.0.0.1") and server.is_loopback("::1")
+    assert not server.is_loopback("0.0.0.0")
+    arguments = ["serve", "--model", str(tiny_checkpoint), "--prompts", str(folder)]
+    assert cli.main([*arguments, "--host", "0.0.0.0"]) == 2
+    assert "--token_file" in capsys.readouterr().err
+
+
+def test_a_taken_port_is_said(capsys, tiny_checkpoint):
+    with server.listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        arguments = ["serve", "--model", str(tiny_checkpoint), "--port", str(port)]
+        assert cli.main(arguments) == 2
+    assert "choose another --port" in capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def process(checkpoint, folder, *more):
+    """A server of its own: its process and address."""
+    command = [sys.executable, "-m", "prompt_tuning", "serve", "--model", checkpoint]
+    command += ["--prompts", folder, "--port", "0", "--warm_up", "16", *more]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    with subprocess.Popen(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as running:
+        try:
+            address = None
+            for line in running.stderr:
+                if "serving" in line and "http://" in line:
+                    address = line.split()[-1]
+                    break
+            assert address, "the server ended at its start"
+            # What it prints later must not fill the pipe.
+            threading.Thread(target=running.stderr.read, daemon=True).start()
+            yield running, address
+        finally:
+            running.kill()
+
+
+def test_sigterm_loses_no_accepted_request(tiny_checkpoint, folder, engine):
+    rows = [
+        {"prompt": name, "text": "a fine film " * (i % 5 + 1)}
+        for i in range(200)
+        for name in ("first", "second")
+    ]
+    expected = [row["answer"] for row in engine.answer(rows)]
+
+    async def load(address, running):
+        limits = httpx.Limits(max_connections=16)
+        async with httpx.AsyncClient(limits=limits, timeout=60) as http:
+
+            async def ask(row):
+                try:
+                    return await http.post(f"{address}/v1/predict", json=row)
+                except (httpx.ConnectError, httpx.RemoteProtocolError, OSError):
+                    return None  # Never accepted.
+                except httpx.ReadError:
+                    return None
+
+            asked = [asyncio.create_task(ask(row)) for row in rows]
+            while sum(task.done() for task in asked) < 40:
+                await asyncio.sleep(0.005)
+            running.send_signal(signal.SIGTERM)
+            return await asyncio.gather(*asked)
+
+    with process(tiny_checkpoint, folder) as (running, address):
+        responses = asyncio.run(load(address, running))
+        assert running.wait(30) == 0
+    answered = [i for i, r in enumerate(responses) if r is not None]
+    assert 40 <= len(answered) < len(rows)
+    for i in answered:
+        assert responses[i].status_code == 200
+        assert responses[i].json()["answer"] == expected[i]
+
+
+@pytest.mark.slow
+def test_an_idle_connection_outlives_what_clients_keep(tiny_checkpoint, folder):
+    with process(tiny_checkpoint, folder) as (_, address):
+        connection = http.client.HTTPConnection(address.removeprefix("http://"))
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().read()
+        connection.auto_open = 0
+        time.sleep(6)
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().status == 200
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
+def test_the_page_shows_answers_side_by_side(tiny_checkpoint, folder, engine, tmp_path):
+    selenium = pytest.importorskip("selenium")
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+
+    del selenium
+    options = webdriver.ChromeOptions()
+    for flag in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ):
+        options.add_argument(flag)
+    options.binary_location = shutil.which("chromium")
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    with process(tiny_checkpoint, folder) as (_, address):
+        browser = webdriver.Chrome(options=options, service=service)
+        try:
+            browser.implicitly_wait(10)
+            browser.get(address)
+            boxes = browser.find_elements(By.CSS_SELECTOR, "#choices input")
+            for box in boxes:
+                if box.is_selected() != (box.get_attribute("value") in _ASKED):
+                    box.click()
+            browser.find_element(By.CSS_SELECTOR, "textarea[name=text]").send_keys(
+                "a fine film"
+            )
+            browser.find_element(By.ID, "send").click()
+            shown = {
+                name: browser.find_element(
+                    By.CSS_SELECTOR, f"article[data-prompt={name}] p"
+                ).text
+                for name in _ASKED
+            }
+            errors = [e for e in browser.get_log("browser") if e["level"] == "SEVERE"]
+            if target := os.environ.get("PROMPT_TUNING_SCREENSHOT"):
+                browser.save_screenshot(target)
+        finally:
+            browser.quit()
+    rows = [{"prompt": name, "text": "a fine film"} for name in _ASKED]
+    assert shown == {row["prompt"]: row["answer"] for row in engine.answer(rows)}
+    assert not [e for e in errors if "favicon" not in e["message"]]
+
+
+_ASKED = ("first", "free", "second")
