@@ -18,7 +18,7 @@ from prompt_tuning.network.transformer import T5Config, Transformer
 from prompt_tuning.types import Params
 
 EMBEDDED = "embedded:"
-ASSETS = pathlib.Path(__file__).parent / "assets"
+ASSETS = pathlib.Path(__file__).parents[1] / "assets"
 
 
 def open_checkpoint(path: str | pathlib.Path) -> Source:
