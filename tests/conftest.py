@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures: the tiny model, its batch, and where the reference numbers lie."""
+"""Fixtures: the tiny model, its batch, and the reference numbers of T5X."""
 
 import os
 import pathlib
 import tempfile
+import zipfile
 
 # Before JAX starts: sharding is tested on eight simulated devices.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -30,19 +31,28 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
-    """The reference material: beside the checkout, or PROMPT_TUNING_REFERENCE."""
+    """What may not be copied: beside the checkout, or in PROMPT_TUNING_REFERENCE."""
     folder = pathlib.Path(
         os.environ.get("PROMPT_TUNING_REFERENCE", ROOT.parent / "shared")
     )
     if not folder.is_dir():
-        pytest.skip("the reference numbers are not on this machine")
+        pytest.skip("the released prompts and data sets are not on this machine")
     return folder
 
 
 @pytest.fixture(scope="session")
-def golden(shared) -> pathlib.Path:
+def golden() -> pathlib.Path:
     """Inputs and outputs that T5X produced on tiny models."""
-    return shared / "golden"
+    return ROOT / "tests" / "golden"
+
+
+@pytest.fixture(scope="session")
+def t5x_checkpoints(golden, tmp_path_factory) -> pathlib.Path:
+    """The checkpoints that T5X saved of these models, in its three formats."""
+    folder = tmp_path_factory.mktemp("t5x_checkpoints")
+    with zipfile.ZipFile(golden / "checkpoints.zip") as archive:
+        archive.extractall(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -396,8 +396,8 @@ def test_the_converter_writes_virtual_ids(t5x):
         t5x.adapter.feature_converter(True, True, **options, prompt_length=2)
 
 
-def test_the_prompt_starts_from_the_checkpoints_table(t5x, shared, golden):
-    path = shared / "checkpoints" / "t5x_native" / "t5_1_1" / "checkpoint_2"
+def test_the_prompt_starts_from_the_checkpoints_table(t5x, t5x_checkpoints, golden):
+    path = t5x_checkpoints / "t5x_native" / "t5_1_1" / "checkpoint_2"
     table = load(golden / "t5_1_1" / "adafactor_step2.npz")[
         "target/token_embedder/embedding"
     ]
@@ -486,8 +486,8 @@ def records(path):
 
 
 @pytest.mark.slow
-def test_the_commands_of_t5x(t5x, shared, tmp_path, reviews):
-    base = shared / "checkpoints" / "t5x_native" / "t5_1_1" / "checkpoint_2"
+def test_the_commands_of_t5x(t5x, t5x_checkpoints, tmp_path, reviews):
+    base = t5x_checkpoints / "t5x_native" / "t5_1_1" / "checkpoint_2"
     run = Commands(tmp_path, reviews)
     macros = {
         "MODEL_DIR": str(tmp_path / "run"),

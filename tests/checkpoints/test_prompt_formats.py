@@ -160,8 +160,8 @@ def test_a_folder_of_the_original_project(tmp_path, prompt):
     assert "decoder.prompt.prompt.prompt" in text
 
 
-def test_a_prompt_inside_a_t5x_checkpoint(tmp_path, shared, golden):
-    path = shared / "checkpoints" / "t5x_native" / "prompt" / "checkpoint_3"
+def test_a_prompt_inside_a_t5x_checkpoint(tmp_path, t5x_checkpoints, golden):
+    path = t5x_checkpoints / "t5x_native" / "prompt" / "checkpoint_3"
     assert prompt_formats.detect(path) == "t5x"
     array, card = prompt_formats.load(path)
     assert_same_bits(array, np.load(golden / "prompt" / "prompt_after_step3.npy"))
@@ -182,14 +182,14 @@ def test_a_prompt_inside_a_t5x_checkpoint(tmp_path, shared, golden):
 
 
 @pytest.mark.parametrize("format", ["t5x_native", "t5x_orbax"])
-def test_a_t5x_checkpoint_without_a_prompt(shared, format):
-    path = shared / "checkpoints" / format / "t5_1_1" / "checkpoint_2"
+def test_a_t5x_checkpoint_without_a_prompt(t5x_checkpoints, format):
+    path = t5x_checkpoints / format / "t5_1_1" / "checkpoint_2"
     assert prompt_formats.detect(path) is None
     assert "there is no prompt" in message(path)
 
 
-def test_a_t5x_checkpoint_of_several_prompts(tmp_path, shared, prompt):
-    original = shared / "checkpoints" / "t5x_native" / "prompt" / "checkpoint_3"
+def test_a_t5x_checkpoint_of_several_prompts(tmp_path, t5x_checkpoints, prompt):
+    original = t5x_checkpoints / "t5x_native" / "prompt" / "checkpoint_3"
     path = tmp_path / "checkpoint_3"
     shutil.copytree(original, path, copy_function=shutil.copyfile)
     state = msgpack_restore((path / "checkpoint").read_bytes())

@@ -120,8 +120,10 @@ def refused_open_or_read(match, folder, reader=t5x_native):
 @pytest.mark.parametrize(
     ("name", "reader", "values", "step"), SAVED_BY_T5X, ids=[s[0] for s in SAVED_BY_T5X]
 )
-def test_what_t5x_saved_is_read_bit_for_bit(shared, golden, name, reader, values, step):
-    folder = str(shared / "checkpoints" / name)
+def test_what_t5x_saved_is_read_bit_for_bit(
+    t5x_checkpoints, golden, name, reader, values, step
+):
+    folder = str(t5x_checkpoints / name)
     readers = {t5x_native, t5x_orbax}
     assert {module for module in readers if module.is_checkpoint(folder)} == {reader}
     source = reader.open_checkpoint(folder)
@@ -162,8 +164,8 @@ def test_inline_tensors_and_arrays_in_pieces(shared):
 
 
 @pytest.mark.parametrize("name", ["t5x_native/t5_1_1", "t5x_native/prompt"])
-def test_what_we_write_is_what_t5x_writes(shared, tmp_path, name):
-    source = t5x_native.open_checkpoint(str(shared / "checkpoints" / name))
+def test_what_we_write_is_what_t5x_writes(t5x_checkpoints, tmp_path, name):
+    source = t5x_native.open_checkpoint(str(t5x_checkpoints / name))
     step = source.metadata["step"]
     t5x_native.write_checkpoint(str(tmp_path), source, step=step)
     ours, theirs = tmp_path / f"checkpoint_{step}", pathlib.Path(source.path)
@@ -185,10 +187,10 @@ def test_what_we_write_is_what_t5x_writes(shared, tmp_path, name):
     assert {path.name for path in ours.iterdir()} == {"checkpoint", *targets}
 
 
-def test_bfloat16_is_written_as_t5x_does(shared, tmp_path):
-    source = t5x_native.open_checkpoint(str(shared / "checkpoints/t5x_native/t5_1_1"))
+def test_bfloat16_is_written_as_t5x_does(t5x_checkpoints, tmp_path):
+    source = t5x_native.open_checkpoint(str(t5x_checkpoints / "t5x_native" / "t5_1_1"))
     t5x_native.write_checkpoint(str(tmp_path), source, step=2, dtype="bfloat16")
-    theirs = shared / "checkpoints" / "t5x_native_bf16" / "t5_1_1" / "checkpoint_2"
+    theirs = t5x_checkpoints / "t5x_native_bf16" / "t5_1_1" / "checkpoint_2"
     ours = tmp_path / "checkpoint_2"
     assert (
         read_index(ours)["optimizer"]["target"]
@@ -359,8 +361,10 @@ def test_descriptions_are_made_to_fit_where_the_checkpoint_lies(
     assert_same(read_all(t5x_native.open_checkpoint(str(folder))), tensors)
 
 
-def test_what_t5x_saved_is_read_after_a_move_to_a_bucket_and_back(shared, tmp_path):
-    folder = shared / "checkpoints" / "t5x_native_bf16" / "t5_1_1" / "checkpoint_2"
+def test_what_t5x_saved_is_read_after_a_move_to_a_bucket_and_back(
+    t5x_checkpoints, tmp_path
+):
+    folder = t5x_checkpoints / "t5x_native_bf16" / "t5_1_1" / "checkpoint_2"
     copy = writable_copy(folder, tmp_path / "copy")
     edit_leaves(copy, elsewhere)
     assert_same(

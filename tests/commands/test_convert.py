@@ -151,14 +151,14 @@ def test_what_cannot_be_converted_is_one_line(native, tmp_path, capsys):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("format", ["t5x_native", "t5x_orbax", "t5x_native_bf16"])
 def test_reference_checkpoints_hold_what_t5x_computed(
-    format, variant, shared, tiny_config
+    format, variant, t5x_checkpoints, golden, tiny_config
 ):
     """The checkpoints are those of the reference after two Adafactor steps."""
     config = T5Config(**{**vars(tiny_config), **VARIANTS[variant]})
     loaded = base_models.load(
-        config, shared / "checkpoints" / format / variant, frozen_dtype="float32"
+        config, t5x_checkpoints / format / variant, frozen_dtype="float32"
     )
-    with np.load(shared / "golden" / variant / "adafactor_step2.npz") as file:
+    with np.load(golden / variant / "adafactor_step2.npz") as file:
         want = {
             name.removeprefix("target/"): file[name]
             for name in file

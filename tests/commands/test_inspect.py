@@ -110,8 +110,8 @@ def test_models_of_other_formats_show_their_sizes(capsys, tmp_path, tiny_params)
         assert f"{trees.count(tiny_params):,} in" in text
 
 
-def test_a_t5x_checkpoint_shows_its_model_and_its_prompt(shared, capsys):
-    text = shown(capsys, shared / "checkpoints" / "t5x_native" / "prompt")
+def test_a_t5x_checkpoint_shows_its_model_and_its_prompt(t5x_checkpoints, capsys):
+    text = shown(capsys, t5x_checkpoints / "t5x_native" / "prompt")
     assert "encoder/prompt/prompt/prompt" in text and "norm of rows" in text
     assert "rows alike" in text and "mlp_dim" in text
 
