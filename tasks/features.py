@@ -7,63 +7,44 @@ no network.
 
 import functools
 import hashlib
-import importlib.resources
 import os
 from collections.abc import Iterator, Mapping
 
 import seqio
 
-from prompt_tuning.errors import UserError
-
-EXTRA_IDS = 100
-BYT5_EXTRA_IDS = 125
-# Where T5 publishes its vocabularies. A local copy is named by an environment variable,
-# because tasks are registered when their module is imported.
-_PUBLISHED = {
-    "t5": (
-        "T5_VOCABULARY",
-        "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model",
-    ),
-    "mt5": (
-        "MT5_VOCABULARY",
-        "gs://t5-data/vocabs/mc4.250000.100extra/sentencepiece.model",
-    ),
-}
-NAMES = ("mini", "t5", "mt5", "byt5")
+from prompt_tuning.data import vocabularies
 
 
 @functools.cache
 def vocabulary(name: str) -> seqio.Vocabulary:
-    """A vocabulary by name (see `NAMES`) or by the path of its SentencePiece file.
+    """A vocabulary by name or by the path of its file, as seqio has it.
 
-    T5's sentinels are 100 ids behind the last piece. They are added unless the file
-    holds them: those in a folder called ``...100extra`` do, and mT5's do.
+    Its ids are those of `vocabularies.load`; see there for names and sentinels.
 
     Raises:
-      UserError: neither a name nor a file.
+      UserError: neither a name nor a file, or the file is none of a vocabulary.
     """
-    if name == "byt5":
-        return seqio.ByteVocabulary(extra_ids=BYT5_EXTRA_IDS)
-    if name in _PUBLISHED:
-        variable, published = _PUBLISHED[name]
-        path = os.environ.get(variable, published)
-    elif name == "mini":
-        assets = importlib.resources.files("prompt_tuning") / "assets"
-        path = str(assets / "t5_1_1_mini" / "spiece.model")
-    elif os.path.isfile(name) or "://" in name:
-        path = name
-    else:
-        raise UserError(
-            f"no vocabulary is called {name!r}: choose one of {', '.join(NAMES)} or "
-            "give the path of a SentencePiece file"
-        )
-    holds_sentinels = name == "mt5" or "100extra" in path
-    return seqio.SentencePieceVocabulary(path, 0 if holds_sentinels else EXTRA_IDS)
+    if name == vocabularies.BYTES:
+        return seqio.ByteVocabulary(extra_ids=vocabularies.BYT5_EXTRA_IDS)
+    path, extra_ids = vocabularies.path_of(name), 0
+    # What T5 publishes holds its sentinels; it is read when it is used.
+    if os.path.isfile(path) or name not in vocabularies.PUBLISHED:
+        extra_ids = vocabularies.load(name).extra_ids
+    return seqio.SentencePieceVocabulary(path, extra_ids)
+
+
+def plain(found: seqio.Vocabulary) -> vocabularies.Vocabulary | None:
+    """The same vocabulary without seqio; None where its class is none of T5's."""
+    if isinstance(found, seqio.ByteVocabulary):
+        return vocabularies.ByteVocabulary(found.extra_ids)
+    if isinstance(found, seqio.SentencePieceVocabulary):
+        return vocabularies.SentencePieceVocabulary(found.sp_model, name_of(found), 0)
+    return None
 
 
 def name_of(found: seqio.Vocabulary) -> str:
     """The name that `vocabulary` knows a vocabulary by, or the path of its file."""
-    for name in NAMES:
+    for name in vocabularies.NAMES:
         if vocabulary(name) is found:
             return name
     return str(getattr(found, "sentencepiece_model_file", type(found).__name__))
@@ -95,5 +76,5 @@ def variants(usual: str) -> Iterator[tuple[str, Mapping[str, seqio.Feature]]]:
     >>> [prefix for prefix, _ in variants("t5")]
     ['mini_', '', 'mt5_', 'byt5_']
     """
-    for name in NAMES:
+    for name in vocabularies.NAMES:
         yield "" if name == usual else f"{name}_", output_features(name)

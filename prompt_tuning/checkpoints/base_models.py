@@ -2,6 +2,7 @@
 """The frozen base model of a run: sizes, weights, identity."""
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -9,6 +10,7 @@ import jax
 from prompt_tuning import report, trees
 from prompt_tuning.checkpoints import formats, loading
 from prompt_tuning.checkpoints.source import Source
+from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.devices import sharding
 from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.errors import UserError
@@ -63,6 +65,7 @@ class BaseModel:
       fingerprint: hash of the checkpoint's weights rounded to bfloat16; it is the same
         whichever dtype they are kept in.
       partitioner: how the weights are spread over devices, or None for one device.
+      path: the folder of the checkpoint.
     """
 
     config: T5Config
@@ -70,6 +73,16 @@ class BaseModel:
     name: str
     fingerprint: str
     partitioner: Partitioner | None
+    path: str
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """The vocabulary that the checkpoint names, if it does.
+
+        Raises:
+          UserError: see `formats.vocabulary`.
+        """
+        return formats.vocabulary(self.path)
 
     @property
     def mesh(self) -> jax.sharding.Mesh | None:
@@ -132,4 +145,6 @@ def load(
     params = loading.load_params(
         source, abstract, resolve_dtype(frozen_dtype), shardings, digest
     )
-    return BaseModel(config, params, source.name, digest.hexdigest(), partitioner)
+    return BaseModel(
+        config, params, source.name, digest.hexdigest(), partitioner, source.path
+    )

@@ -15,11 +15,16 @@ from prompt_tuning.checkpoints import (
     t5x_native,
     t5x_orbax,
 )
+from prompt_tuning.checkpoints.keys import huggingface as keys
 from prompt_tuning.checkpoints.source import Source
+from prompt_tuning.data import vocabularies
 from prompt_tuning.errors import UserError
 from prompt_tuning.network.transformer import T5Config
 
 FORMATS = ("native", "t5x", "huggingface")
+# What transformers' folders have where there is no SentencePiece model, or beside it.
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+BYTE_TOKENIZER = "ByT5Tokenizer"
 
 
 def open_model(path: files.Path) -> Source:
@@ -151,3 +156,43 @@ def find_vocabulary(path: files.Path) -> pathlib.Path | None:
         return None
     found = sorted(pathlib.Path(path).glob("*.model"))
     return found[0] if found else None
+
+
+def vocabulary(path: files.Path) -> vocabularies.Vocabulary | None:
+    """The vocabulary of the model in a folder, or None where nothing there says it.
+
+    It is the SentencePiece model beside the weights, or bytes where transformers' folder
+    names ByT5's tokenizer. T5X's checkpoints do not say theirs.
+
+    Raises:
+      UserError: the file beside the weights is no vocabulary.
+    """
+    if (found := find_vocabulary(path)) is not None:
+        return vocabularies.load(str(found))
+    if _is_cloud(os.fspath(path)):
+        return None
+    for name in (TOKENIZER_CONFIG, keys.CONFIG):
+        file = pathlib.Path(path) / name
+        if file.is_file():
+            config = files.read_json(file)
+            if config.get("tokenizer_class") == BYTE_TOKENIZER:
+                return vocabularies.load(vocabularies.BYTES)
+    return None
+
+
+def needed_vocabulary(path: files.Path) -> vocabularies.Vocabulary:
+    """The vocabulary of the model in a folder, which has to be there.
+
+    Raises:
+      UserError: there is none; the message says which file is needed.
+    """
+    found = vocabulary(path)
+    if found is not None:
+        return found
+    beside = "has no vocabulary beside its weights"
+    if not _is_cloud(os.fspath(path)) and (pathlib.Path(path) / TOKENIZER).is_file():
+        beside = f"has its vocabulary as {TOKENIZER} alone, which is not read here"
+    raise UserError(
+        f"{path} {beside}: put the model's {model_file.VOCABULARY} (T5's "
+        "sentencepiece.model) there, or name the vocabulary in VOCABULARY"
+    )

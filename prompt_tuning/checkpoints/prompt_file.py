@@ -122,7 +122,7 @@ def check_vocabulary(
 
     Args:
       card: the prompt's card.
-      fingerprint: of the vocabulary at hand (see `tasks.features.fingerprint`).
+      fingerprint: of the vocabulary at hand (see `vocabularies.Vocabulary`).
       force: use the prompt whatever its vocabulary.
 
     Raises:

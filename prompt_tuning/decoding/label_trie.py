@@ -49,7 +49,7 @@ class LabelTrie:
         """Lays out the tries of G label sets.
 
         Args:
-          label_sets: each a table ``[C, S]`` such as `evaluation.label_tokens` makes:
+          label_sets: each a table ``[C, S]`` such as `label_sets.label_tokens` makes:
             labels that end with ``eos_id``, padded with 0.
           max_decode_len: that of the strategy, less the length of a decoder prefix.
           eos_id: the token that ends a label.

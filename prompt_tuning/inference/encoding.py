@@ -7,7 +7,6 @@ training, less the cutting: position i of the prompt is -(i + 1) in what is retu
 since where a prompt lies in the network's table is decided later and may change.
 """
 
-import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -19,28 +18,15 @@ import seqio
 from prompt_tuning.checkpoints import prompt_file
 from prompt_tuning.data import examples
 from prompt_tuning.data.feature_converter import Placement
+from prompt_tuning.data.label_sets import LabelSet, label_tokens
 from prompt_tuning.data.template import WHOLE_PROMPT, Positions, Template
 from prompt_tuning.errors import UserError
-from prompt_tuning.inference.evaluation import label_tokens
 from prompt_tuning.tasks import features
 
 # The name that a text has where the template has only one column, or there is none.
 TEXT = "text"
 # No piece of a vocabulary stands for more characters than this.
 LONGEST_PIECE = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class LabelSet:
-    """The answers that a row allows.
-
-    Attributes:
-      names: the labels.
-      tokens: their ids, each ended by EOS and padded: ``[C, S]``.
-    """
-
-    names: tuple[str, ...]
-    tokens: np.ndarray
 
 
 class Encoding:

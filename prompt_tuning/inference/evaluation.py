@@ -18,6 +18,7 @@ import seqio
 from prompt_tuning import decoding, processes
 from prompt_tuning.data import batching, buckets, examples
 from prompt_tuning.data.feature_converter import PromptFeatureConverter
+from prompt_tuning.data.label_sets import label_tokens
 from prompt_tuning.devices import sharding
 from prompt_tuning.errors import UserError
 from prompt_tuning.network.model import Model
@@ -109,27 +110,6 @@ class Answerer:
         return (
             tokens if self._mesh is None else sharding.spread_rows(tokens, self._mesh)
         )
-
-
-def label_tokens(labels: Sequence[str], vocabulary: seqio.Vocabulary) -> np.ndarray:
-    """Ids of the labels, each ended by EOS and padded: [C, S].
-
-    Raises:
-      UserError: a label has pieces outside the vocabulary, or two labels are equal.
-    """
-    ids = [list(vocabulary.encode(label)) for label in labels]
-    for label, pieces in zip(labels, ids):
-        if not pieces or vocabulary.unk_id in pieces:
-            raise UserError(
-                f"label {label!r} has pieces that the vocabulary does not know; use "
-                "another word for it"
-            )
-    if len(set(map(tuple, ids))) < len(ids):
-        raise UserError(f"two of the labels {', '.join(labels)} are the same tokens")
-    table = np.zeros((len(ids), 1 + max(map(len, ids))), np.int32)
-    for row, pieces in zip(table, ids):
-        row[: len(pieces) + 1] = [*pieces, vocabulary.eos_id]
-    return table
 
 
 @dataclasses.dataclass(frozen=True)

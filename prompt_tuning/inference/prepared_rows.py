@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from prompt_tuning.data.label_sets import LabelSet
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference import ensembles
-from prompt_tuning.inference.encoding import LabelSet
 from prompt_tuning.inference.ensembles import Answer
 from prompt_tuning.inference.store import PromptStore, StoredPrompt
 

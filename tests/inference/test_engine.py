@@ -9,10 +9,10 @@ import pytest
 
 from prompt_tuning import decoding
 from prompt_tuning.checkpoints import base_models
+from prompt_tuning.data.label_sets import label_tokens
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference import ensembles
 from prompt_tuning.inference.engine import CONTENT_FREE, Engine
-from prompt_tuning.inference.evaluation import label_tokens
 from prompt_tuning.inference.store import PromptStore
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt

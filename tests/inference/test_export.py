@@ -81,7 +81,7 @@ def test_the_prompts_are_inputs(exported, prompted, tiny_params):
 def test_the_example_of_the_page_runs_without_the_package(tmp_path):
     """The code in docs/export.md, in a process that cannot import this package."""
     from prompt_tuning.commands import demo
-    from prompt_tuning.inference.evaluation import label_tokens
+    from prompt_tuning.data.label_sets import label_tokens
     from prompt_tuning.tasks import features
 
     source = base_models.load(demo.CONFIG, demo.CHECKPOINT)
