@@ -8,11 +8,11 @@ import seqio
 import tensorflow as tf
 
 from prompt_tuning.data import examples
+from prompt_tuning.data import metrics as task_metrics
 from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.data.template import Positions
 from prompt_tuning.errors import UserError
 from prompt_tuning.tasks import features, labels, sources
-from prompt_tuning.tasks import metrics as task_metrics
 
 _REGISTERED: set[str] = set()
 

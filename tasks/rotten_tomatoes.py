@@ -15,8 +15,9 @@ import pathlib
 
 import seqio
 
+from prompt_tuning.data import metrics
 from prompt_tuning.errors import UserError
-from prompt_tuning.tasks import features, labels, metrics, preprocessors, sources
+from prompt_tuning.tasks import features, labels, preprocessors, sources
 
 LABELS = ("negative", "positive")
 SPLITS = ("train", "validation", "test")

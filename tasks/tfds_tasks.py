@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import seqio
 
-from prompt_tuning.tasks import features, labels, metrics, preprocessors
+from prompt_tuning.data import metrics
+from prompt_tuning.tasks import features, labels, preprocessors
 
 
 def register(

@@ -28,7 +28,7 @@ class LocalTask:
       label_names: what the answers are called: a mapping from the file's values, or a
         list, value i (or the name itself) standing for name i; None takes the values
         as texts.
-      metrics: names among `tasks.metrics.METRICS`.
+      metrics: names among `metrics.METRICS`.
       vocabulary: a name or path that `tasks.features.vocabulary` knows.
     """
 

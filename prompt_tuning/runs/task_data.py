@@ -11,8 +11,9 @@ import tensorflow as tf
 from prompt_tuning import report
 from prompt_tuning.data import batching, examples
 from prompt_tuning.data.feature_converter import PromptFeatureConverter
+from prompt_tuning.data.length_report import Fill, LengthReport
 from prompt_tuning.data.local_task import LocalTask
-from prompt_tuning.data.split_lengths import Fill, LengthReport, length_report
+from prompt_tuning.data.split_lengths import length_report
 from prompt_tuning.data.template import Template
 from prompt_tuning.errors import UserError
 from prompt_tuning.network.prompts import Prompt

@@ -13,11 +13,11 @@ import seqio
 import tensorflow_datasets as tfds
 
 import prompt_tuning.tasks  # noqa: F401  (registers the tasks)
-from prompt_tuning.data import examples
+from prompt_tuning.data import examples, metrics
 from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.data.template import WHOLE_PROMPT, Template
 from prompt_tuning.errors import UserError
-from prompt_tuning.tasks import features, labels, local_file, metrics, rotten_tomatoes
+from prompt_tuning.tasks import features, labels, local_file, rotten_tomatoes
 
 LENGTHS = {"inputs": 64, "targets": 4}
 

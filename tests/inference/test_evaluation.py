@@ -7,14 +7,14 @@ import pytest
 import seqio
 
 from prompt_tuning import decoding, trees
-from prompt_tuning.data import batching, buckets, examples
+from prompt_tuning.data import batching, buckets, examples, metrics
 from prompt_tuning.devices import sharding
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference import evaluation
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import T5Config, Transformer
-from prompt_tuning.tasks import features, metrics, sources
+from prompt_tuning.tasks import features, sources
 
 MINI = 8192
 PROMPTS = (Prompt("task", 3),)
