@@ -175,7 +175,6 @@ def run(arguments: Sequence[str]) -> None:
         )
         return
     if options.command == "serve":
-        _import_quietly("seqio")
         from prompt_tuning.commands import serve
 
         values = vars(options)
@@ -190,7 +189,7 @@ def run(arguments: Sequence[str]) -> None:
         return
     from prompt_tuning import config
 
-    if options.command not in ("export", "pretrain", "plan"):
+    if options.command in ("train", "eval"):
         _import_quietly("seqio")
     search = [path for path in options.gin_search_paths.split(",") if path]
     if getattr(options, "force", False):

@@ -49,23 +49,15 @@ DATA = {
     "data.examples",
     "data.feature_converter",
     "data.split_lengths",
-    "inference.encoding",
     "inference.evaluation",
     "runs.task_data",
     "t5x_adapter",
 }
 NEEDS_DATA = {
-    "commands.demo",
     "runs.baselines",
-    "inference.batch_jobs",
-    "inference.engine",
+    "commands.demo",
     "inference.ensemble_evaluation",
     "runs.infer",
-    "inference.prepared_rows",
-    "inference.store",
-    "serving.app",
-    "serving.batcher",
-    "serving.metrics",
 }
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"}
 GIN = {"config", "cli"}

@@ -102,7 +102,7 @@ class BaseModel:
 
 def load(
     config: T5Config,
-    checkpoint_path: str | pathlib.Path,
+    checkpoint: str | pathlib.Path | Source,
     *,
     frozen_dtype: str = "auto",
     activation_dtype: str = "auto",
@@ -112,7 +112,7 @@ def load(
 
     Args:
       config: the sizes.
-      checkpoint_path: of any format (see `formats.open_model`), or ``embedded:NAME``.
+      checkpoint: opened, or the path of one of any format (see `open_checkpoint`).
       frozen_dtype: dtype to keep the weights in (see `resolve_dtype`); 'int8'
         quantises kernels and keeps the other leaves as 'auto' does.
       activation_dtype: dtype to compute in.
@@ -122,7 +122,8 @@ def load(
       UserError: the checkpoint is missing or does not fit the sizes, or the sizes do
         not fit the devices.
     """
-    source = open_checkpoint(checkpoint_path)
+    opened = isinstance(checkpoint, Source)
+    source = checkpoint if opened else open_checkpoint(checkpoint)
     loading.check_sizes(source, config)
     if source.prompts:
         report.say(

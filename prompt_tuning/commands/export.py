@@ -54,9 +54,10 @@ def export_model(
         max_decode_len=targets,
         prompt_rows=prompt_length * num_prompts,
     )
+    checkpoint = base_models.open_checkpoint(initial_checkpoint_path)
     source = base_models.load(
         config,
-        initial_checkpoint_path,
+        checkpoint,
         frozen_dtype=frozen_dtype,
         activation_dtype=activation_dtype,
     )
@@ -66,9 +67,7 @@ def export_model(
         source.config,
         source.params,
         shapes,
-        vocabulary=formats.find_vocabulary(
-            base_models.open_checkpoint(initial_checkpoint_path).path
-        ),
+        vocabulary=formats.find_vocabulary(checkpoint.path),
         platforms=platforms,
         metadata={"base_model": source.identity},
     )

@@ -4,17 +4,17 @@
 import json
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prompt_tuning import decoding, report
 from prompt_tuning.checkpoints import base_models, prompt_formats
 from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.errors import UserError
+from prompt_tuning.inference import batch_jobs
+from prompt_tuning.inference.engine import Engine
+from prompt_tuning.inference.store import PromptStore, name_of
 from prompt_tuning.network.transformer import T5Config
 from prompt_tuning.runs.common import write_text
-
-if TYPE_CHECKING:
-    from prompt_tuning.inference.engine import Engine
 
 ROWS = ".jsonl"
 
@@ -85,11 +85,6 @@ def infer(
         rows_file, input_file = input_file, None
     else:
         texts = _texts(texts, input_file, prompts)
-    # Imported when it is sure that there is something to do: it loads TensorFlow.
-    from prompt_tuning.inference import batch_jobs
-    from prompt_tuning.inference.engine import Engine
-    from prompt_tuning.inference.store import PromptStore, name_of
-
     source = base_models.load(
         config,
         initial_checkpoint_path,
@@ -142,10 +137,8 @@ def infer(
 
 
 def _answer_texts(
-    engine: "Engine", prompt: str, texts: Sequence[str], output_file: str | None
+    engine: Engine, prompt: str, texts: Sequence[str], output_file: str | None
 ) -> list[dict[str, Any]]:
-    from prompt_tuning.inference.batch_jobs import rounded
-
     requests = []
     for number, text in enumerate(texts, start=1):
         try:
@@ -154,7 +147,7 @@ def _answer_texts(
             raise UserError(f"text {number}: {error}") from error
     rows = []
     for text, answer in zip(texts, engine.run(requests), strict=True):
-        said = rounded(answer)
+        said = batch_jobs.rounded(answer)
         rows.append({"input": text} | {k: said[k] for k in said if k != "prompt"})
     if output_file is not None:
         lines = "".join(json.dumps(row) + "\n" for row in rows)

@@ -5,9 +5,11 @@ import importlib.util
 import os
 import pathlib
 
-from prompt_tuning import report
+from prompt_tuning import decoding, report
 from prompt_tuning.checkpoints import base_models, formats
 from prompt_tuning.errors import UserError
+from prompt_tuning.inference.engine import Engine
+from prompt_tuning.inference.store import PromptStore
 
 TOKEN = "PROMPT_TUNING_TOKEN"
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
@@ -59,10 +61,7 @@ def serve(
         raise UserError(
             f"serving needs {', '.join(missing)}: pip install 'prompt-tuning[serve]'"
         )
-    # They load TensorFlow and FastAPI.
-    from prompt_tuning import decoding
-    from prompt_tuning.inference.engine import Engine
-    from prompt_tuning.inference.store import PromptStore
+    # They need these packages.
     from prompt_tuning.serving import app, server
     from prompt_tuning.serving.batcher import Batcher
     from prompt_tuning.serving.metrics import Metrics
@@ -74,8 +73,9 @@ def serve(
             f"{TOKEN} a token that requests must bear"
         )
     listener = server.listen(host, port)
-    config = formats.architecture(base_models.open_checkpoint(model))
-    source = base_models.load(config, model, frozen_dtype=dtype)
+    checkpoint = base_models.open_checkpoint(model)
+    config = formats.architecture(checkpoint)
+    source = base_models.load(config, checkpoint, frozen_dtype=dtype)
     store = PromptStore(source, prompt_rows, force=force)
     if prompts is not None:
         for reason in store.load_folder(prompts).values():

@@ -12,9 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from prompt_tuning.data import buckets, examples
-from prompt_tuning.data.feature_converter import Placement, PromptFeatureConverter
+from prompt_tuning.data.feature_converter import PromptFeatureConverter
 from prompt_tuning.data.length_report import LengthReport
 from prompt_tuning.data.split_lengths import length_report
+from prompt_tuning.data.template import Placement
 from prompt_tuning.errors import UserError
 from prompt_tuning.network.prompts import Prompt
 

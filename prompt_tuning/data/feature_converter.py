@@ -8,36 +8,18 @@ text tokens only; the prompt's length comes on top.
 """
 
 import copy
-import enum
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
-from prompt_tuning.data.template import WHOLE_PROMPT
+from prompt_tuning.data.template import WHOLE_PROMPT, Placement
 from prompt_tuning.errors import UserError
 from prompt_tuning.network.prompts import Prompt, virtual_ids
 
 # An optional feature of a row: which of several prompts is its own.
 PROMPT_INDEX = "prompt_index"
-
-
-class Placement(enum.StrEnum):
-    """Where a prompt goes in inputs that do not say it.
-
-    ``APPEND`` is behind the last text token, EOS included; ``AFTER_BOS`` is behind the
-    first text token.
-    """
-
-    PREPEND = "prepend"
-    APPEND = "append"
-    AFTER_BOS = "after_bos"
-
-    @classmethod
-    def _missing_(cls, value):
-        names = ", ".join(repr(member.value) for member in cls)
-        raise UserError(f"no placement is called {value!r}: choose one of {names}")
 
 
 class PromptFeatureConverter(seqio.EncDecFeatureConverter):

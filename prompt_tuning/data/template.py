@@ -7,6 +7,7 @@ a prompt whose ids are not known yet is written -(i + 1).
 """
 
 import dataclasses
+import enum
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,6 +17,23 @@ WHOLE_PROMPT = -(2**31)
 
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _SPAN = re.compile(r"(\d+):(\d+)")
+
+
+class Placement(enum.StrEnum):
+    """Where a prompt goes in inputs that do not say it.
+
+    ``APPEND`` is behind the last text token, EOS included; ``AFTER_BOS`` is behind the
+    first text token.
+    """
+
+    PREPEND = "prepend"
+    APPEND = "append"
+    AFTER_BOS = "after_bos"
+
+    @classmethod
+    def _missing_(cls, value):
+        names = ", ".join(repr(member.value) for member in cls)
+        raise UserError(f"no placement is called {value!r}: choose one of {names}")
 
 
 @dataclasses.dataclass(frozen=True)

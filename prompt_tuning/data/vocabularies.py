@@ -36,6 +36,8 @@ PUBLISHED = {
     ),
 }
 EMBEDDED, BYTES = "mini", "byt5"
+# That of a prompt whose card names none, on a model whose checkpoint names none.
+USUAL = "t5"
 NAMES = (EMBEDDED, *PUBLISHED, BYTES)
 _SENTINEL = re.compile("▁?<extra_id_[0-9]+>")
 _CLOUD = re.compile("gs://([^/]+)/+(.+)")

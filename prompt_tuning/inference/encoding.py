@@ -13,15 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import seqio
 
 from prompt_tuning.checkpoints import prompt_file
-from prompt_tuning.data import examples
-from prompt_tuning.data.feature_converter import Placement
+from prompt_tuning.data import vocabularies
 from prompt_tuning.data.label_sets import LabelSet, label_tokens
-from prompt_tuning.data.template import WHOLE_PROMPT, Positions, Template
+from prompt_tuning.data.template import WHOLE_PROMPT, Placement, Positions, Template
+from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.errors import UserError
-from prompt_tuning.tasks import features
 
 # The name that a text has where the template has only one column, or there is none.
 TEXT = "text"
@@ -43,6 +41,7 @@ class Encoding:
         card: Mapping[str, Any],
         length: int,
         vocab_size: int,
+        models_vocabulary: Vocabulary | None = None,
         *,
         force: bool = False,
     ):
@@ -52,7 +51,8 @@ class Encoding:
           card: vocabulary, labels, template and placement, all of them optional.
           length: positions of the prompt; 0 for a prompt that is all words.
           vocab_size: rows of the model's embedding table, V.
-          force: take a vocabulary that is no longer the one of the card.
+          models_vocabulary: what the checkpoint says, if it does.
+          force: take a vocabulary that is not the one of the card.
 
         Raises:
           UserError: the vocabulary is not to be had, has changed or is too large for
@@ -60,15 +60,13 @@ class Encoding:
             positions that the prompt does not have; or a label is not in the
             vocabulary.
         """
-        name = self._vocabulary_name = card.get("vocabulary") or "t5"
-        self.vocabulary: seqio.Vocabulary = features.vocabulary(name)
-        size = examples.vocab_size(self.vocabulary, f"the prompt ({name})")
+        self.vocabulary = vocabulary_of(card, models_vocabulary, force=force)
+        size = self.vocabulary.vocab_size
         if size > vocab_size:
             raise UserError(
-                f"its vocabulary {name} has {size} ids, the model has {vocab_size}; "
-                "use the model that the prompt was tuned on"
+                f"its vocabulary {self.vocabulary.name} has {size} ids, the model has "
+                f"{vocab_size}; use the model that the prompt was tuned on"
             )
-        prompt_file.check_vocabulary(dict(card), _fingerprint(name), force)
         template = card.get("template")
         self._template = Template.parse(template or f"{{{TEXT}}}")
         self._placement = Placement(card.get("placement") or "prepend")
@@ -93,7 +91,7 @@ class Encoding:
         texts = isinstance(labels, Sequence) and not isinstance(labels, str)
         if not texts or len(labels) < 2 or not all(_is_text(x) for x in labels):
             raise UserError("labels must be a list of two or more texts")
-        return _label_set(tuple(labels), self._vocabulary_name)
+        return _label_set(tuple(labels), self.vocabulary)
 
     def encode(
         self, row: Mapping[str, Any], longest: int | None = None
@@ -188,10 +186,38 @@ def _positions(template: Template) -> list[int]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _label_set(labels: tuple[str, ...], vocabulary: str) -> LabelSet:
-    return LabelSet(labels, label_tokens(labels, features.vocabulary(vocabulary)))
+def _label_set(labels: tuple[str, ...], vocabulary: Vocabulary) -> LabelSet:
+    return LabelSet(labels, label_tokens(labels, vocabulary))
 
 
-@functools.cache
-def _fingerprint(vocabulary: str) -> str:
-    return features.fingerprint(features.vocabulary(vocabulary))
+def vocabulary_of(
+    card: Mapping[str, Any], models: Vocabulary | None, *, force: bool = False
+) -> Vocabulary:
+    """The vocabulary that a prompt's rows are written in.
+
+    It is the model's, where its checkpoint says which that is. A prompt's card may name
+    another file with the same pieces, such as one that holds T5's sentinels.
+
+    Args:
+      card: the prompt's; ``vocabulary`` and ``vocabulary_fingerprint`` are optional.
+      models: the model's, or None where its checkpoint does not say.
+      force: take the model's vocabulary, or that of the card as it is now.
+
+    Raises:
+      UserError: what the card names is not to be had, has changed since, or is not the
+        model's.
+    """
+    name, tuned_with = card.get("vocabulary"), card.get("vocabulary_fingerprint")
+    if models is not None and (
+        force or name is None or tuned_with == models.fingerprint
+    ):
+        return models
+    own = vocabularies.load(name or vocabularies.USUAL)
+    prompt_file.check_vocabulary(dict(card), own.fingerprint, force)
+    if models is not None and own.pieces != models.pieces:
+        raise UserError(
+            f"the prompt was tuned with the vocabulary {own.name}, the model's is "
+            f"{models.name}: use the model that it was tuned on, or use the prompt all "
+            "the same with --force"
+        )
+    return own

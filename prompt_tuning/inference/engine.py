@@ -150,7 +150,7 @@ class Engine:
         Returns:
           For each row ``prompt`` as the row has it, ``answer`` and, with labels,
           ``scores``: the probability of each label among them, or its share of the
-          votes. Rows of several prompts also have ``combine`` and ``memory_report``: those
+          votes. Rows of several prompts also have ``combine`` and ``answers``: those
           of each prompt, in the row's order.
         """
         answers = self.opinions(requests)

@@ -56,7 +56,7 @@ class Request:
 
         Returns:
           ``prompt`` as the row has it, ``answer`` and, with labels, ``scores``. Of
-          several prompts also ``combine`` and ``memory_report``, those of each prompt.
+          several prompts also ``combine`` and ``answers``, those of each prompt.
         """
         names = [item.prompt.name for item in self.items]
         if self.combine is None:

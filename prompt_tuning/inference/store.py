@@ -125,7 +125,11 @@ class PromptStore:
                 "the store more rows"
             )
         encoding = Encoding(
-            card, length, self._base.config.vocab_size, force=self._force
+            card,
+            length,
+            self._base.config.vocab_size,
+            self._base.vocabulary,
+            force=self._force,
         )
         array = np.array(array, np.float32)
         array.flags.writeable = False

@@ -70,11 +70,6 @@ class PromptTable:
         """Rows that hold a prompt."""
         return self._capacity - len(self._free)
 
-    def place_of(self, prompt: Hashable) -> np.ndarray | None:
-        """The rows that a prompt has, ``[P]``, or None while it is on the host alone."""
-        with self._lock:
-            return self._resident.get(prompt)
-
     @contextlib.contextmanager
     def lease(self, prompts: Mapping[Hashable, np.ndarray]) -> Iterator[Lease]:
         """Gives the table with these prompts in it, for starting programs that read it.

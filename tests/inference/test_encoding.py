@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from prompt_tuning.data.feature_converter import Placement, PromptFeatureConverter
-from prompt_tuning.data.template import Template
+from prompt_tuning.data.feature_converter import PromptFeatureConverter
+from prompt_tuning.data.template import Placement, Template
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference.encoding import Encoding
 from prompt_tuning.network.prompts import Prompt

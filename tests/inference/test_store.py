@@ -62,15 +62,21 @@ def test_a_prompt_may_fill_the_table():
         read(table, {"a": array(50), "b": array(51)})
 
 
+def rows_of(table, prompts, name):
+    with table.lease({name: prompts[name]}) as lease:
+        return lease.rows[name].tolist()
+
+
 def test_the_least_recently_used_prompt_makes_room():
     table = PromptTable(100, H)
     prompts = {name: array(40) for name in "abc"}
     for name in "aba":
         read(table, {name: prompts[name]})
-    before = {name: table.place_of(name) for name in "ab"}
-    read(table, {"c": prompts["c"]})
-    assert table.place_of("b") is None
-    assert table.place_of("a").tolist() == before["a"].tolist()
+    rows = rows_of(table, prompts, "a")
+    assert rows_of(table, prompts, "c") == rows_of(table, prompts, "c") != rows
+    # The first is where it was, so it was the second that left.
+    assert rows_of(table, prompts, "a") == rows
+    assert table.rows_in_use == 80
 
 
 def test_writing_compiles_nothing_new():
