@@ -197,7 +197,7 @@ def table(results: Mapping[str, Any]) -> str:
             f"at the chips' peak of {results['peak_tflops']} TFLOP/s these take "
             f"{1000 * number['total'] / peak:.1f} ms; no step is as fast"
         )
-    if "collectives" in results:
+    if results.get("collectives") is not None:
         for kind, item in results["collectives"].items():
             lines.append(
                 f"{kind}: {item['count']} a step, {gib(item['bytes']).strip()}"

@@ -11,9 +11,11 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from importlib import metadata
 
 import jax
 from jax.experimental import topologies as jax_topologies
+from packaging import requirements, specifiers
 
 from prompt_tuning.errors import UserError
 
@@ -183,7 +185,41 @@ _NO_TPU_VM = {
 }
 
 
+def check_libtpu(installed: str | None, wanted: str | None) -> None:
+    """Refuses a compiler that JAX was not built for, before minutes are spent with it.
+
+    Args:
+      installed: libtpu's version, or None where there is none.
+      wanted: the versions that JAX's own extra asks for, or None where it says none.
+
+    Raises:
+      UserError: they do not belong together.
+    """
+    if installed is None or wanted is None:
+        return
+    if not specifiers.SpecifierSet(wanted).contains(installed, prereleases=True):
+        raise UserError(
+            f"libtpu {installed} does not belong to jax {jax.__version__}, which asks "
+            f"for libtpu{wanted}: pip install 'jax[tpu]=={jax.__version__}'"
+        )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def wanted_libtpu() -> str | None:
+    """What the installed JAX asks of libtpu, e.g. '==0.0.42.*'."""
+    asked = map(requirements.Requirement, metadata.requires("jax") or ())
+    found = [str(each.specifier) for each in asked if each.name == "libtpu"]
+    return found[0] if found else None
+
+
 def _described(name: str, num_chips: int) -> list[jax.Device]:
+    check_libtpu(_version("libtpu"), wanted_libtpu())
     # libtpu would ask Google Cloud's metadata server about the machine, complain that
     # it is no TPU VM, and keep a second process from planning at the same time.
     for key, value in _NO_TPU_VM.items():

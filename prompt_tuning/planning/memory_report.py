@@ -37,13 +37,14 @@ class Compiled:
     Attributes:
       memory: bytes on one chip.
       fits: False where the compiler refused the program for want of memory.
-      collectives: kind -> times a step, and bytes of its results on one chip.
+      collectives: kind -> times a step, and bytes of its results on one chip; None
+        where the program's text cannot be read.
       seconds: that it took to compile.
     """
 
     memory: Memory
     fits: bool
-    collectives: dict[str, dict[str, int]]
+    collectives: dict[str, dict[str, int]] | None
     seconds: float
 
 
@@ -122,9 +123,18 @@ def _ask(lowered: jax.stages.Lowered, before: Memory, platform: str) -> Compiled
     return Compiled(
         dataclasses.replace(before, activations=total - before.total),
         True,
-        collectives.read(program.as_text()),
+        _read_collectives(program),
         seconds(),
     )
+
+
+def _read_collectives(program: jax.stages.Compiled) -> dict[str, dict[str, int]] | None:
+    try:
+        text = program.as_text()
+    except (jax.errors.JaxRuntimeError, ValueError):
+        # Compilers print operations that this JAX's parser need not know.
+        return None
+    return None if text is None else collectives.read(text)
 
 
 # How the TPU compiler says that a program does not fit.

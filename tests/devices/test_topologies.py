@@ -41,6 +41,25 @@ def test_a_slice_that_does_not_exist(name, says):
         topologies.parse(name)
 
 
+def test_a_compiler_of_another_jax_is_refused_at_once():
+    with pytest.raises(
+        UserError, match=r"libtpu 0\.0\.52 does not belong to jax .*pip"
+    ):
+        topologies.check_libtpu("0.0.52", "==0.0.42.*")
+
+
+@pytest.mark.parametrize(
+    ("installed", "wanted"),
+    [("0.0.42.1", "==0.0.42.*"), (None, "==0.0.42.*"), ("0.0.52", None)],
+)
+def test_a_compiler_that_belongs_to_jax_is_taken(installed, wanted):
+    topologies.check_libtpu(installed, wanted)
+
+
+def test_jax_says_which_compiler_it_wants():
+    assert topologies.wanted_libtpu().startswith("==")
+
+
 @pytest.mark.parametrize("name", ["v5e:1x1", "v6e:1x1", "v5p:1x1x1"])
 def test_usable_memory_is_what_the_compiler_grants(name):
     """It says so when it refuses a program; this one takes 200 GiB."""
