@@ -12,7 +12,7 @@ from prompt_tuning.devices import huge_pages
 ASKS = "glibc.malloc.hugetlb=1"
 # Takes 64 MiB after a restart, and says under which variable and with how many faults.
 PROGRAM = """
-from prompt_tuning import huge_pages
+from prompt_tuning.devices import huge_pages
 huge_pages.restart()
 import os, resource, sys
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
