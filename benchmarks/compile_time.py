@@ -21,11 +21,10 @@ import jax
 import numpy as np
 from plan_table import SIZES, workload
 
-from prompt_tuning import report
+from prompt_tuning import files, report
 from prompt_tuning.devices import topologies
 from prompt_tuning.planning import memory_report
 from prompt_tuning.planning.checks import with_batch
-from prompt_tuning.runs import common
 
 
 def seconds(size: str, place: topologies.Topology, rows: int) -> dict[str, float]:
@@ -83,7 +82,7 @@ def main() -> None:
     kept[options.topology] = found
     print(json.dumps(found, indent=2))
     if options.output is not None:
-        common.write_json(options.output, kept)
+        files.write_json(options.output, kept)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-from prompt_tuning.runs import common
+from prompt_tuning import files, report
 
 
 def describe(packages: Sequence[str] = ()) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def describe(packages: Sequence[str] = ()) -> dict[str, Any]:
     return {
         "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores",
         "processor": processor(),
-        "versions": common.versions()
+        "versions": report.versions()
         | {name: metadata.version(name) for name in ("jaxlib", *packages)},
         "commit": commit.stdout.strip(),
     }
@@ -47,4 +47,4 @@ def publish(
     text = json.dumps({**results, **describe(packages)}, indent=2)
     print(text)
     if output is not None:
-        common.write_text(output, text + "\n")
+        files.write_text(output, text + "\n")

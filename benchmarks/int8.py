@@ -24,7 +24,7 @@ import step_cost
 import turns
 
 from prompt_tuning import trees
-from prompt_tuning.checkpoints import base_models
+from prompt_tuning.checkpoints import base_models, prompt_file
 from prompt_tuning.commands import demo, evaluate, train
 from prompt_tuning.data.feature_converter import PromptFeatureConverter
 from prompt_tuning.methods import registry
@@ -32,10 +32,12 @@ from prompt_tuning.network import quantization
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import T5Config, Transformer
-from prompt_tuning.runs import baselines, common, task_data
+from prompt_tuning.runs import baselines, task_data
+from prompt_tuning.runs.settings import Base, Data, Settings, Tuning
 from prompt_tuning.tasks import features, rotten_tomatoes
 from prompt_tuning.training import optimizers
 from prompt_tuning.training.prompt_starts import class_labels_init
+from prompt_tuning.training.schedule import Schedule
 from prompt_tuning.types import Params
 
 DTYPES = ("float32", "int8")
@@ -46,27 +48,32 @@ SMALL = T5Config(32128, 512, 6, 8, 8, 64, 1024)
 
 def tune(folder: pathlib.Path, dtype: str, steps: int) -> str:
     """Tunes a prompt as the demo does, with fewer steps; returns its path."""
-    train.train(
-        config=demo.CONFIG,
-        model_dir=str(folder),
-        initial_checkpoint_path=demo.CHECKPOINT,
-        mixture_or_task_name=demo.TASK,
-        mixture_or_task_module=demo.MODULE,
-        task_feature_lengths=demo.LENGTHS,
+    tuning = Tuning(
         method="prompt_tuning",
         optimizer=optimizers.adafactor(
             optimizers.learning_rate_schedule("constant", 0.1),
             multiply_by_parameter_scale=False,
             weight_decay_rate=1e-5,
         ),
-        train_steps=steps,
-        batch_size=32,
-        eval_period=100,
         prompt_length=demo.PROMPT_LENGTH,
         prompt_init=class_labels_init(LABELS),
-        frozen_dtype=dtype,
     )
-    return str(folder / common.PROMPT_FILE)
+    settings = Settings(
+        base=Base(
+            config=demo.CONFIG,
+            initial_checkpoint_path=demo.CHECKPOINT,
+            frozen_dtype=dtype,
+        ),
+        data=Data(
+            mixture_or_task_name=demo.TASK,
+            mixture_or_task_module=demo.MODULE,
+            task_feature_lengths=demo.LENGTHS,
+        ),
+        tuning=tuning,
+        schedule=Schedule(steps, 100, 1000),
+    )
+    train.train(model_dir=str(folder), settings=settings)
+    return str(folder / prompt_file.FILE)
 
 
 def right(folder: pathlib.Path, prompt: str, dtype: str, split: str) -> np.ndarray:

@@ -46,13 +46,14 @@ def make(size: str, folder: pathlib.Path) -> None:
     import jax
     import numpy as np
 
-    from prompt_tuning.checkpoints import formats, layout, model_file
+    from prompt_tuning import dtypes
+    from prompt_tuning.checkpoints import formats, layout
     from prompt_tuning.checkpoints.source import Source
     from prompt_tuning.network.model import Model
     from prompt_tuning.network.transformer import Transformer
     from prompt_tuning.trees import flatten
 
-    dtype = model_file.DTYPES["bfloat16"]
+    dtype = dtypes.FLOATS["bfloat16"]
     abstract = Model(Transformer(t5_config(size))).abstract_params()
     shapes = layout.shapes(flatten(nn.meta.unbox(abstract)))
     block = np.random.default_rng(0).standard_normal(2**20, np.float32) / 50

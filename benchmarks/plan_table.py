@@ -25,14 +25,13 @@ from typing import Any
 import environment
 import jax
 
-from prompt_tuning import report
+from prompt_tuning import files, report
 from prompt_tuning.commands import plan as command
 from prompt_tuning.devices import topologies
 from prompt_tuning.network.transformer import T5Config
 from prompt_tuning.planning import checks, memory_report
 from prompt_tuning.planning.checks import with_batch
 from prompt_tuning.planning.workload import Workload
-from prompt_tuning.runs import common
 from prompt_tuning.training import optimizers
 
 SIZES = {
@@ -67,7 +66,14 @@ def workload(size: str, dtype: str) -> Workload:
     width, heads, layers, head_dim, mlp = SIZES[size]
     config = T5Config(32128, width, heads, layers, layers, head_dim, mlp)
     config = dataclasses.replace(config, dtype="bfloat16", remat="full")
-    return Workload(config, 1, 512, 32, OPTIMIZER, frozen_dtype=dtype)
+    return Workload(
+        config=config,
+        batch_size=1,
+        inputs=512,
+        targets=32,
+        optimizer=OPTIMIZER,
+        frozen_dtype=dtype,
+    )
 
 
 def cells(dtypes: list[str]) -> Iterator[Cell]:
@@ -159,7 +165,7 @@ def main() -> None:
         return options.output / f"{'_'.join(cell).replace(':', '_')}.json"
 
     def write(cell: Cell, found: Mapping[str, Any]) -> None:
-        common.write_json(path(cell), {**found, **environment.describe()})
+        files.write_json(path(cell), {**found, **environment.describe()})
 
     order = list(cells(options.dtypes))
     for cell in order:

@@ -70,7 +70,7 @@ def measure(dtype: str, rounds: int) -> dict[str, Any]:
     params = jax.jit(Model(network).init)(jax.random.key(0))
     tuned, frozen = registry.split(params, registry.RULES["prompt_tuning"])
     frozen = trees.map_with_path(lambda _, leaf: leaf.astype(dtype), frozen)
-    state = TrainState.create(tuned, tx, jax.random.key(1))
+    state = TrainState.create({"task": tuned}, tx, jax.random.key(1))
     ids = lambda key, *shape: jax.random.randint(jax.random.key(key), shape, 3, V)
     prompt = jnp.broadcast_to(V + jnp.arange(P), (ROWS, P))
     targets = ids(1, ROWS, TARGETS)

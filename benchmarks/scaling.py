@@ -24,7 +24,7 @@ import environment
 import jax
 import numpy as np
 
-from prompt_tuning import processes, trees
+from prompt_tuning import processes
 from prompt_tuning.devices import sharding
 from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.methods import registry
@@ -91,7 +91,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     params = jax.jit(model.init, out_shardings=places)(jax.random.key(0))
     tuned, frozen = registry.split(params, registry.RULES["prompt_tuning"])
     tx = optimizers.adafactor(0.3, multiply_by_parameter_scale=False)
-    state = TrainState.create(tuned, tx, jax.random.key(1))
+    state = TrainState.create({"task": tuned}, tx, jax.random.key(1))
     state = sharding.replicate(state, mesh)
     whole = batch_of(options.batch, options.inputs)
     rows = options.batch // processes.count()
@@ -122,7 +122,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "median_seconds": statistics.median(times[1:]),
         "loss": float(metrics["loss"]),
         "prompt_norm": float(
-            np.linalg.norm(processes.whole(trees.flatten(state.tuned)["prompts/task"]))
+            np.linalg.norm(processes.whole(state.tuned["task"]["prompts"]["task"]))
         ),
     }
 

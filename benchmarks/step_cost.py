@@ -35,7 +35,7 @@ def compiled_step(method: str, batch: int, inputs: int, prompt_length: int):
     tx = optimizers.adafactor(
         0.03, multiply_by_parameter_scale=method == "model_tuning"
     )
-    state = TrainState.create(tuned, tx, jax.random.key(1))
+    state = TrainState.create({"task": tuned}, tx, jax.random.key(1))
     tokens = jax.random.randint(jax.random.key(2), (batch, inputs), 3, 8000)
     if prompts:
         ids = jax.numpy.arange(prompt_length) + demo.CONFIG.vocab_size

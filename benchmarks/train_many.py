@@ -86,7 +86,7 @@ def main() -> None:
                 many = folder / "many/prompts" / f"seed_{seed}.safetensors"
                 differences.append(np.abs(prompt_file.load_prompt(many)[0] - one).max())
                 results = json.loads((folder / str(seed) / "results.json").read_text())
-                validation[seed] = results["validation"]
+                validation[seed] = results["members"][0]["validation"]
             print(f"round {number + 1}: {together[-1]} {apart[-1]}", file=sys.stderr)
     mean = lambda runs: {key: float(np.mean([r[key] for r in runs])) for key in runs[0]}
     one, five = mean(together), mean(apart)

@@ -184,13 +184,14 @@ def make_weights(size: str, folder: pathlib.Path) -> None:
     import jax
     import numpy as np
 
-    from prompt_tuning.checkpoints import formats, layout, model_file
+    from prompt_tuning import dtypes
+    from prompt_tuning.checkpoints import formats, layout
     from prompt_tuning.checkpoints.source import Source
     from prompt_tuning.network.model import Model
     from prompt_tuning.network.transformer import Transformer
     from prompt_tuning.trees import flatten
 
-    config, dtype = load.t5_config(size), model_file.DTYPES["bfloat16"]
+    config, dtype = load.t5_config(size), dtypes.FLOATS["bfloat16"]
     abstract = Model(Transformer(config)).abstract_params()
     shapes = layout.shapes(flatten(nn.meta.unbox(abstract)))
     # Of a length that no width divides: rows of a tensor are not each other's copies.
@@ -245,11 +246,11 @@ def utilisation(options: argparse.Namespace, sides: dict[str, Any]) -> dict[str,
     from prompt_tuning.training import optimizers
 
     work = Workload(
-        load.t5_config(options.size),
-        options.batch,
-        options.inputs,
-        options.targets,
-        optimizers.adamw(LEARNING_RATE),
+        config=load.t5_config(options.size),
+        batch_size=options.batch,
+        inputs=options.inputs,
+        targets=options.targets,
+        optimizer=optimizers.adamw(LEARNING_RATE),
         prompt_length=options.prompt_length,
     )
     total = flops.count(work)["weights"] * options.examples / options.batch

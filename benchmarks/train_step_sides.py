@@ -88,7 +88,7 @@ class Ours:
         tuned, self.frozen = registry.split(params, rules)
         self.tuned = jax.tree.map(jax.numpy.array, tuned)
         tx = optimizers.adamw(LEARNING_RATE)
-        self.state = TrainState.create(self.tuned, tx, jax.random.key(0))
+        self.state = TrainState.create({"task": self.tuned}, tx, jax.random.key(0))
         # A step gives its state away, and the prompt is asked for once more.
         self.tuned = jax.tree.map(jax.numpy.copy, self.tuned)
         self.train_step = jax.jit(make_train_step(self.model, tx), donate_argnums=0)

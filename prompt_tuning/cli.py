@@ -235,9 +235,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # gin adds to a message where it passed; that is no news to the user.
         message = " ".join(str(error).split("\n  In call to")[0].split("\n"))
         print(f"prompt-tuning: {message}", file=sys.stderr)
-        _end_others(2, message)
-        # A job that is done but for some rows has a code of its own.
-        return getattr(error, "exit_code", 2)
+        # A job that is done but for some rows, or was interrupted, has a code of its own.
+        code = getattr(error, "exit_code", 2)
+        _end_others(code, message)
+        return code
     except KeyboardInterrupt:
         print("prompt-tuning: interrupted", file=sys.stderr)
         _end_others(130, "interrupted")

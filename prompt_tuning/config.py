@@ -18,13 +18,15 @@ import gin
 import optax
 
 from prompt_tuning import decoding
+from prompt_tuning import files as own_files
 from prompt_tuning.commands import evaluate, export, infer, plan, pretrain, train
 from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.errors import UserError
 from prompt_tuning.network.transformer import T5Config
-from prompt_tuning.runs import common
+from prompt_tuning.runs import settings
 from prompt_tuning.training import optimizers, prompt_starts
+from prompt_tuning.training.schedule import Schedule
 
 # Everything a gin file may name.
 CONFIGURABLES: tuple[Callable[..., Any], ...] = (
@@ -34,6 +36,12 @@ CONFIGURABLES: tuple[Callable[..., Any], ...] = (
     export.export_model,
     pretrain.pretrain,
     plan.plan,
+    settings.Settings,
+    settings.Base,
+    settings.Data,
+    settings.Tuning,
+    settings.Objective,
+    Schedule,
     T5Config,
     optimizers.adafactor,
     optimizers.adamw,
@@ -169,7 +177,7 @@ def parse(
     try:
         gin.parse_config([*texts, *lines])
     except Exception as error:
-        raise UserError(f"gin: {one_line(error)}") from error
+        raise UserError(f"gin: {own_files.first_line(error)}") from error
 
 
 def with_run_file(
@@ -180,7 +188,7 @@ def with_run_file(
     A file does that which says what network the command runs: one's own run file, or
     the ``config.gin`` that an earlier run wrote.
     """
-    line = re.compile(rf"^{FUNCTIONS[command]}\.config\s*=", re.MULTILINE)
+    line = re.compile(rf"^({FUNCTIONS[command]}|Base)\.config\s*=", re.MULTILINE)
     if any(line.search(find(name, search_paths).read_text()) for name in files):
         return list(files)
     return [*files, f"runs/{command}.gin"]
@@ -191,6 +199,7 @@ def operative_config() -> str:
     return gin.operative_config_str()
 
 
+@gin.configurable
 def optimizer_at(learning_rate: float) -> optax.GradientTransformation:
     """The optimizer of a training run as if LEARNING_RATE had this value.
 
@@ -202,21 +211,19 @@ def optimizer_at(learning_rate: float) -> optax.GradientTransformation:
         usual = gin.query_parameter(key)
     except ValueError:
         raise _NO_RATE from None
+    # To copy what is bound to a parameter is how gin makes the value of it.
+    make = lambda: copy.deepcopy(gin.query_parameter("Tuning.optimizer"))
     gin.bind_parameter(key, learning_rate)
     try:
-        # To copy what is bound to a parameter is how gin makes the value of it.
-        optimizer = copy.deepcopy(gin.query_parameter("train.optimizer"))
+        optimizer = make()
+        text = gin.operative_config_str()
     finally:
         gin.bind_parameter(key, usual)
-    if f"\n{LEARNING_RATE} = {learning_rate!r}\n" not in gin.operative_config_str():
+        # What was used last is what a run's configuration is said to be.
+        make()
+    if f"\n{LEARNING_RATE} = {learning_rate!r}\n" not in text:
         raise _NO_RATE
     return optimizer
-
-
-def one_line(error: BaseException) -> str:
-    """The first telling line of an exception's message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _without_comments(texts: Sequence[str]) -> list[str]:
@@ -231,7 +238,7 @@ def run(command: str, texts: Sequence[str] | None = None) -> None:
     """
     needed = {"T5Config.vocab_size": "models/t5_1_1_mini.gin"}
     if command in ("train", "plan"):
-        needed["train.method"] = "methods/prompt_tuning.gin"
+        needed["Tuning.method"] = "methods/prompt_tuning.gin"
     for name, example in needed.items():
         try:
             gin.query_parameter(name)
@@ -247,19 +254,17 @@ def run(command: str, texts: Sequence[str] | None = None) -> None:
             print(json.dumps(row, ensure_ascii=False))
         return
     if command == "plan":
-        # A method file describes the run of `loop`, whose step is planned.
+        # A method file describes the run of `train`, whose step is planned.
         for name in ("method", "optimizer", "prompt_length"):
-            gin.bind_parameter(f"plan.{name}", gin.query_parameter(f"train.{name}"))
+            gin.bind_parameter(f"plan.{name}", gin.query_parameter(f"Tuning.{name}"))
         print(plan.table(function()))
         return
     if command == "export":
         function()
         return
-    extra = {"optimizer_at": optimizer_at} if command == "train" else {}
     results = function(
-        on_start=lambda folder: common.write_text(
+        on_start=lambda folder: own_files.write_text(
             folder / CONFIG_FILE, operative_config()
-        ),
-        **extra,
+        )
     )
     print(json.dumps(results, indent=2, ensure_ascii=False))

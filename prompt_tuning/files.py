@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Safetensors files: whole or not at all, and errors that a user can read."""
+"""Files and folders: whole or not at all, and errors that a user can read."""
 
 import contextlib
 import json
@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import shutil
+import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -19,11 +20,16 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from prompt_tuning import dtypes, processes
 from prompt_tuning.errors import UserError
 
 Path = str | os.PathLike[str]
 # The text of a file's header that has the checksums.
 CRC = "crc32"
+# What is done with a folder before anything else is written to it.
+OnStart = Callable[[pathlib.Path], None]
+# How long network file systems may take to show others what a process wrote.
+SECONDS_TO_APPEAR = 5.0
 
 
 @contextlib.contextmanager
@@ -64,11 +70,11 @@ def unwritable(path: Path, error: Exception) -> UserError:
     )
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What went wrong, in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0].strip()
 
 
 def inside(folder: Path, name: str) -> pathlib.Path:
@@ -157,7 +163,6 @@ def write_stream(
       UserError: the file cannot be written.
       ValueError: a tensor is not as its spec has it.
     """
-    codes = {"float32": "F32", "bfloat16": "BF16", "int8": "I8"}
     # The widest numbers first, as safetensors itself orders them: all are aligned then.
     names = sorted(specs, key=lambda name: -np.dtype(specs[name].dtype).itemsize)
     header: dict[str, Any] = {}
@@ -169,7 +174,7 @@ def write_stream(
         shape, dtype = specs[name].shape, np.dtype(specs[name].dtype)
         start, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {
-            "dtype": codes[dtype.name],
+            "dtype": dtypes.CODES[dtype.name],
             "shape": list(shape),
             "data_offsets": [start, end],
         }
@@ -222,3 +227,82 @@ def reading(path: Path, what: str) -> Iterator[safetensors.safe_open]:
             f"{path} is not {what}, or is cut short ({first_line(error)}); "
             "copy or write it again"
         ) from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON under a temporary name, then renames it.
+
+    Raises:
+      UserError: the folder cannot be written or the disk is full.
+    """
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text under a temporary name, then renames it.
+
+    Raises:
+      UserError: the folder cannot be written or the disk is full.
+    """
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def writable_folder(path: str, on_start: OnStart | None = None) -> pathlib.Path:
+    """Makes a folder, tries to write into it and hands it to ``on_start``.
+
+    Process 0 does all of it; the others look whether they see what it wrote.
+
+    Raises:
+      UserError: it is a URL, it cannot be written, or is not one and the same folder
+        for all processes.
+    """
+    if "://" in path:
+        raise UserError(
+            f"cannot write to {path}: a folder of a file system is needed; mount the "
+            "bucket and give its path there, or choose a folder on a disk"
+        )
+    folder = pathlib.Path(path)
+    probe = folder / f".probe-{processes.agreed(os.getpid())}"
+    processes.in_first(lambda: _make(folder, probe))
+    seen = processes.gather(_appears(probe))
+    processes.in_first(lambda: _remove(probe))
+    if not seen.all():
+        raise UserError(
+            f"process {int(np.argmin(seen))} does not see what process 0 writes to "
+            f"{folder}; choose a folder on a file system that all hosts share"
+        )
+    if on_start is not None:
+        processes.in_first(lambda: on_start(folder))
+    return folder
+
+
+def _make(folder: pathlib.Path, probe: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _remove(probe: pathlib.Path) -> None:
+    try:
+        probe.unlink()
+    except OSError as error:
+        raise _unwritable(probe.parent, error) from error
+
+
+def _unwritable(folder: pathlib.Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot write to {folder} ({error.strerror}); choose another folder"
+    )
+
+
+def _appears(path: pathlib.Path) -> bool:
+    """Whether a file is there; network file systems may show it a little later."""
+    end = time.monotonic() + SECONDS_TO_APPEAR
+    while not path.exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True

@@ -13,11 +13,11 @@ CURVE_FILE = "learning_curve.png"
 # More names than these would hide the lines that they belong to.
 MOST_NAMES = 12
 # What a record holds beside its values.
-_KEYS = ("split", "step", "prompt")
+_KEYS = ("split", "step", "member")
 
 
 def learning_curve(model_dir: pathlib.Path) -> pathlib.Path | None:
-    """Draws training loss and validation metrics over steps; a line for each prompt.
+    """Draws training loss and validation metrics over steps; a line for each member.
 
     Returns:
       The path of the picture, or None where there is nothing to draw.
@@ -28,7 +28,7 @@ def learning_curve(model_dir: pathlib.Path) -> pathlib.Path | None:
     if not train:
         return None
     path = pathlib.Path(model_dir) / CURVE_FILE
-    if "prompt" in train[0]:
+    if len({r["member"] for r in train}) > 1:
         _curves_of_many(path, train, validation)
         return path
     figure = _figure(8, 4.5)
@@ -57,16 +57,16 @@ def learning_curve(model_dir: pathlib.Path) -> pathlib.Path | None:
 def _curves_of_many(
     path: pathlib.Path, train: Sequence[Mapping], validation: Sequence[Mapping]
 ) -> None:
-    """The losses of several prompts, and the means of each one's metrics."""
+    """The losses of several members, and the means of each one's metrics."""
     figure = _figure(11, 4.5)
     left, right = figure.subplots(1, 2)
-    names = dict.fromkeys(r["prompt"] for r in train)
+    names = dict.fromkeys(r["member"] for r in train)
     for axes, records, label in (
         (left, train, "training loss per target token"),
         (right, validation, "validation, mean of the metrics"),
     ):
         for name in names:
-            own = [r for r in records if r["prompt"] == name]
+            own = [r for r in records if r["member"] == name]
             values = [
                 r["loss"]
                 if axes is left

@@ -6,6 +6,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
 from typing import Self
 
 import numpy as np
@@ -15,7 +16,9 @@ import rich.progress
 from prompt_tuning import processes, trees
 from prompt_tuning.types import Params
 
-METRICS_FILE = "metrics.jsonl"
+METRICS_FILE, RESULTS_FILE = "metrics.jsonl", "results.json"
+# What a record holds and the progress line has no room for.
+_NOT_SHOWN = ("grad_norm", "learning_rate")
 console = rich.console.Console(stderr=True, highlight=False)
 
 
@@ -33,6 +36,18 @@ def parameter_counts(tuned: Params, frozen: Params) -> None:
         f"tuned {num_tuned:,} parameters, frozen {num_frozen:,}: "
         f"{100 * share:.5f} % of {num_tuned + num_frozen:,} are tuned"
     )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's numbers."""
+    names = ("prompt-tuning", "jax", "flax", "optax")
+    found = {"python": sys.version.split()[0]}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def read_metrics(model_dir: pathlib.Path) -> list[dict]:
@@ -57,8 +72,16 @@ class Log:
     """
 
     def __init__(
-        self, model_dir: pathlib.Path | None, steps: int, first: int, *, quiet: bool
+        self,
+        model_dir: pathlib.Path | None,
+        steps: int,
+        first: int,
+        members: Sequence[str],
+        *,
+        quiet: bool,
     ):
+        """Goes on from step ``first`` of ``steps``; ``members`` are those of the run."""
+        self._several = len(members) > 1
         self._path = None
         self._events = None
         if not processes.is_first():
@@ -86,7 +109,7 @@ class Log:
         )
         self._plain = not show and not quiet
         self._task = self._bar.add_task("", total=steps, completed=first)
-        self._shown: dict[str, dict[str, float]] = {}  # by prompt
+        self._shown: dict[str, dict[str, float]] = {}  # by member
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -104,15 +127,17 @@ class Log:
     def training(
         self,
         step: int,
+        member: str,
         metrics: Sequence[Mapping[str, np.ndarray]],
-        prompt: str = "",
+        learning_rate: float | None = None,
     ) -> float:
         """Records the steps since the last call; returns the loss per target token.
 
         Args:
           step: the last of them.
+          member: whose they are.
           metrics: of every step.
-          prompt: which of several prompts they belong to.
+          learning_rate: of the last one.
         """
         weight = float(sum(m["weight"] for m in metrics))
         tokens = max(weight, 1.0)
@@ -121,18 +146,18 @@ class Log:
             "token_accuracy": float(sum(m["correct"] for m in metrics)) / tokens,
             "grad_norm": float(np.mean([m["grad_norm"] for m in metrics])),
         }
-        self._write("train", step, values, prompt)
+        if learning_rate is not None:
+            values["learning_rate"] = learning_rate
+        self._write("train", step, values, member)
         return values["loss"]
 
-    def validation(
-        self, step: int, metrics: Mapping[str, float], prompt: str = ""
-    ) -> None:
-        """Records an evaluation (of one of several prompts)."""
-        self._write("validation", step, metrics, prompt)
+    def validation(self, step: int, member: str, metrics: Mapping[str, float]) -> None:
+        """Records an evaluation of a member."""
+        self._write("validation", step, metrics, member)
         if self._plain:
-            values = self._shown[prompt].items()
+            values = self._shown[member].items()
             text = ", ".join(f"{name} {value:.4f}" for name, value in values)
-            say(f"step {step}{prompt and f', {prompt}'}: {text}")
+            say(f"step {step}{f', {member}' if self._several else ''}: {text}")
 
     def pace(self, step: int, values: Mapping[str, float]) -> None:
         """Records `prefetch.Pace`, apart from what a repeated run gives again."""
@@ -140,22 +165,23 @@ class Log:
             self._write("pace", step, values)
 
     def _write(
-        self, split: str, step: int, values: Mapping[str, float], prompt: str = ""
+        self, split: str, step: int, values: Mapping[str, float], member: str = ""
     ) -> None:
-        whose = {"prompt": prompt} if prompt else {}
+        """Writes a record of a member, or (without one) of the whole run."""
+        whose = {"member": member} if member else {}
         record = {"split": split, "step": step, **whose, **values}
-        shown = {k: float(v) for k, v in values.items() if k != "grad_norm"}
-        self._shown.setdefault(prompt, {}).update(shown)
+        shown = {k: float(v) for k, v in values.items() if k not in _NOT_SHOWN}
+        self._shown.setdefault(member, {}).update(shown)
         self._bar.update(self._task, completed=step, description=self._description())
         if self._path is not None:
             with self._path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             for name, value in values.items():
-                tag = "/".join(filter(None, (split, name, prompt)))
+                tag = "/".join(filter(None, (split, name, member)))
                 self._events.add_scalar(tag, value, step)
 
     def _description(self) -> str:
-        """The newest values; of several prompts their means."""
+        """The newest values; of several members their means."""
         found: dict[str, list[float]] = {}
         for values in self._shown.values():
             for name, value in values.items():

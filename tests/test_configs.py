@@ -56,7 +56,8 @@ def train(folder, reviews, checkpoint, *arguments):
     )
     assert code == 0
     results = json.loads((folder / "results.json").read_text())
-    assert results["last_step"] == 2 and np.isfinite(results["loss"])
+    (member,) = results["members"]
+    assert member["last_step"] == 2 and np.isfinite(member["loss"])
     assert (folder / "config.gin").read_text()
     return results
 

@@ -19,6 +19,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 VOCABULARY = (
     "errors",
     "types",
+    "dtypes",
     "processes",
     "trees",
     "files",

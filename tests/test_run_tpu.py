@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 
 from prompt_tuning.checkpoints import prompt_file
-from prompt_tuning.runs.common import PROMPT_FILE
 
 SCRIPT = pathlib.Path(__file__).parents[1] / "run_tpu.sh"
 FLAGS = ["--name", "tuning", "--zone", "us-central1-a"]
@@ -513,7 +512,9 @@ wait
     )
     fetched, expected = cloud.output, whole / "runs" / "two  words"
     assert records(fetched) == records(expected)
-    prompts = [prompt_file.load_prompt(x / PROMPT_FILE)[0] for x in (fetched, expected)]
+    prompts = [
+        prompt_file.load_prompt(x / prompt_file.FILE)[0] for x in (fetched, expected)
+    ]
     np.testing.assert_array_equal(*prompts)
 
 

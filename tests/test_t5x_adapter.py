@@ -313,11 +313,11 @@ def test_three_steps_of_t5x_are_three_steps_of_ours(trained, t5x, prompted):
     tuned, frozen = registry.split(ours, registry.RULES["prompt_tuning"])
     tx = optimizers.adafactor(0.3, **RECIPE)
     step = jax.jit(make_train_step(Model(model.module.wrapped), tx))
-    state = TrainState.create(tuned, tx, jax.random.key(0))
+    state = TrainState.create({"prompt": tuned}, tx, jax.random.key(0))
     for theirs in trained:
         state, _ = step(state, frozen, batch)
         np.testing.assert_allclose(
-            state.tuned["prompts"]["prompt"],
+            state.tuned["prompt"]["prompts"]["prompt"],
             theirs[f"target/{PROMPT}"],
             rtol=0,
             # A step is 0.3 of a gradient over its own size: where that is near zero,

@@ -72,7 +72,8 @@ def test_the_local_file(folder, monkeypatch, capsys):
     train, infer = commands()[:2]
     run(train, folder, monkeypatch)
     results = json.loads((folder / "runs/local/results.json").read_text())
-    assert results["last_step"] == 2 and "accuracy" in results["validation"]
+    (member,) = results["members"]
+    assert member["last_step"] == 2 and "accuracy" in member["validation"]
     capsys.readouterr()
     run(infer, folder, monkeypatch)
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -4,11 +4,13 @@
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
-from prompt_tuning import report, trees
-from prompt_tuning.checkpoints import formats, loading
+from prompt_tuning import dtypes, report, trees
+from prompt_tuning.checkpoints import formats, loading, prompt_file, prompt_formats
 from prompt_tuning.checkpoints.source import Source
 from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.devices import sharding
@@ -16,6 +18,7 @@ from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.errors import UserError
 from prompt_tuning.network import quantization
 from prompt_tuning.network.model import Model
+from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import T5Config, Transformer
 from prompt_tuning.types import Params
 
@@ -45,13 +48,8 @@ def resolve_dtype(dtype: str) -> str:
       UserError: an unknown dtype.
     """
     if dtype == "auto":
-        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if dtype not in ("float32", "bfloat16"):
-        also = ""
-        if dtype == quantization.INT8:
-            also = "; 'int8' is for frozen weights alone (FROZEN_DTYPE)"
-        raise UserError(f"dtype {dtype!r} is not 'auto', 'float32' or 'bfloat16'{also}")
-    return dtype
+        return dtypes.FLOAT32 if jax.default_backend() == "cpu" else dtypes.BFLOAT16
+    return dtypes.floating(dtype).name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +130,7 @@ def load(
         )
     config = dataclasses.replace(config, dtype=resolve_dtype(activation_dtype))
     abstract = Model(Transformer(config)).abstract_params()
-    if frozen_dtype == quantization.INT8:
+    if frozen_dtype == dtypes.INT8:
         abstract = quantization.quantize_abstract(abstract)
         frozen_dtype = "auto"
     partitioner, shardings = partitioner or Partitioner(), None
@@ -149,3 +147,31 @@ def load(
     return BaseModel(
         config, params, source.name, digest.hexdigest(), partitioner, source.path
     )
+
+
+def attach(
+    source: BaseModel, path: str | None, force: bool = False
+) -> tuple[tuple[Prompt, ...], Params, Mapping[str, Any]]:
+    """Loads a prompt beside a base model.
+
+    Returns:
+      The network's prompts, all parameters and the prompt's card.
+
+    Raises:
+      UserError: the prompt was tuned on another model (unless ``force``), or has
+        another width.
+    """
+    if path is None:
+        return (), source.params, {}
+    array, card = prompt_formats.load(path)
+    for note in card.get("notes", ()):
+        report.say(note)
+    prompt_file.check_compatible(
+        card, source.fingerprint, source.config.emb_dim, force=force
+    )
+    prompt = Prompt(str(card.get("task") or "prompt").replace("/", "_"), len(array))
+    prompts = {"prompts": {prompt.name: array}}
+    if source.mesh is not None:
+        prompts = sharding.replicate(prompts, source.mesh)
+    params = trees.merge(source.params, prompts)
+    return (prompt,), params, card

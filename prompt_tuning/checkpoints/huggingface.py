@@ -21,6 +21,7 @@ from prompt_tuning import files, trees
 from prompt_tuning.checkpoints import layout
 from prompt_tuning.checkpoints.keys import huggingface as keys
 from prompt_tuning.checkpoints.source import Source
+from prompt_tuning.dtypes import READ_AS, floating
 from prompt_tuning.errors import UserError
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.transformer import T5Config, Transformer
@@ -86,12 +87,12 @@ def open_checkpoint(path: files.Path) -> Source:
 
     specs = {}
     for t5x_name, (tensor, transposed) in origins.items():
-        if tensor.dtype not in keys.DTYPES:
+        if tensor.dtype not in READ_AS:
             raise UserError(
                 f"{tensor.name} in {folder} is stored as {tensor.dtype}; save the "
                 "model as float32 or bfloat16"
             )
-        specs[t5x_name] = _spec(tensor.shape, keys.DTYPES[tensor.dtype], transposed)
+        specs[t5x_name] = _spec(tensor.shape, READ_AS[tensor.dtype], transposed)
     found = layout.sizes({name: spec.shape for name, spec in specs.items()})
     for size, value in found.items():
         if value != sizes[size]:
@@ -186,8 +187,8 @@ def write_checkpoint(
         raise UserError(f"{folder} exists already; remove it or choose another folder")
     if vocabulary is not None and not os.path.isfile(vocabulary):
         raise UserError(f"there is no vocabulary {vocabulary}; give a spiece.model")
-    if dtype not in (None, "float32", "bfloat16"):
-        raise UserError(f"dtype {dtype!r} is not 'float32' or 'bfloat16'")
+    if dtype is not None:
+        floating(dtype)
     _check_fit(source, architecture)
     kind = source.metadata.get("model_type")
     dtypes = {str(dtype or spec.dtype) for spec in source.specs.values()}

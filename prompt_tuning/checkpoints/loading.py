@@ -17,8 +17,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from prompt_tuning import trees
-from prompt_tuning.checkpoints import layout, model_file
+from prompt_tuning import dtypes, trees
+from prompt_tuning.checkpoints import layout
 from prompt_tuning.checkpoints.source import Source
 from prompt_tuning.errors import UserError
 from prompt_tuning.network import quantization
@@ -29,7 +29,7 @@ from prompt_tuning.types import Params
 READERS = 4
 TILE = 64
 # A model is known by its weights in this dtype, whatever they are kept in.
-HASHED = model_file.DTYPES["bfloat16"]
+HASHED = dtypes.FLOATS[dtypes.BFLOAT16]
 # What a run may choose for itself, whatever the checkpoint was trained with.
 FREE = {"attention", "dropout_rate", "dtype", "remat", "unroll"}
 T = TypeVar("T")
@@ -64,7 +64,7 @@ def load_params(
       UserError: the checkpoint is damaged or does not fit the network; all leaves that
         are missing, unused or of another shape are listed.
     """
-    target = model_file.find_dtype(dtype)
+    target = dtypes.floating(dtype)
     leaves = trees.flatten(nn.meta.unbox(abstract_params))
     made = {quantization.scale_name(name) for name in leaves if _is_int8(leaves[name])}
     wanted = {

@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 
-from prompt_tuning import files
+from prompt_tuning import dtypes, files
 from prompt_tuning.checkpoints import source
 from prompt_tuning.checkpoints.source import Source
 from prompt_tuning.errors import UserError
@@ -24,9 +23,7 @@ from prompt_tuning.types import Params
 FILE = "model.safetensors"
 # Beside the weights, so that one folder says what its ids mean.
 VOCABULARY = "spiece.model"
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-# Names in the header of a safetensors file.
-STORED = {"F32": "float32", "BF16": "bfloat16"}
+STORED = {dtypes.CODES[name]: dtype for name, dtype in dtypes.FLOATS.items()}
 
 
 def is_checkpoint(path: files.Path) -> bool:
@@ -48,12 +45,12 @@ def open_checkpoint(path: files.Path) -> Source:
         specs = {}
         for name in file.keys():  # noqa: SIM118
             header = file.get_slice(name)
-            if header.get_dtype() not in STORED:
+            dtype = STORED.get(header.get_dtype())
+            if dtype is None:
                 raise UserError(
                     f"{name} is stored as {header.get_dtype()}; convert the model to "
                     "float32 or bfloat16"
                 )
-            dtype = DTYPES[STORED[header.get_dtype()]]
             specs[name] = jax.ShapeDtypeStruct(tuple(header.get_shape()), dtype)
         texts = file.metadata() or {}
     try:
@@ -123,8 +120,8 @@ def write_checkpoint(
         raise ValueError(f"a model file holds no prompts: {', '.join(prompts)}")
     specs = {}
     for name, spec in model.specs.items():
-        target = spec.dtype if dtype is None else find_dtype(dtype)
-        if target not in DTYPES.values():
+        target = spec.dtype if dtype is None else dtypes.floating(dtype)
+        if target not in dtypes.FLOATS.values():
             raise ValueError(f"{name} is {target}; give float32 or bfloat16")
         specs[name] = jax.ShapeDtypeStruct(spec.shape, target)
 
@@ -135,17 +132,6 @@ def write_checkpoint(
 
     texts = {key: json.dumps(value) for key, value in metadata.items()}
     files.write_stream(pathlib.Path(folder) / FILE, specs, read, texts, checksums=True)
-
-
-def find_dtype(name: str) -> np.dtype:
-    """The dtype of weights that users call ``name``.
-
-    Raises:
-      UserError: there is no such dtype.
-    """
-    if name not in DTYPES:
-        raise UserError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
-    return DTYPES[name]
 
 
 def _open(folder: files.Path):

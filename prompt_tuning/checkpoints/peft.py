@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from prompt_tuning import files
+from prompt_tuning import dtypes, files
 from prompt_tuning.checkpoints.keys import peft as keys
 from prompt_tuning.checkpoints.prompt_file import (
     CARD,
@@ -155,7 +155,8 @@ def _read_tensor(folder: pathlib.Path) -> tuple[np.ndarray, dict[str, Any] | Non
                 f"{keys.TENSOR!r} alone; give the folder of a prompt"
             )
         dtype = file.get_slice(keys.TENSOR).get_dtype()
-        if dtype not in keys.DTYPES:
+        # Each of these widens to float32 without a change of value.
+        if dtype not in dtypes.READ_AS:
             raise UserError(
                 f"{path} holds numbers of type {dtype}; save the prompt again as "
                 "float32"

@@ -14,6 +14,8 @@ from prompt_tuning import files
 from prompt_tuning.errors import UserError
 from prompt_tuning.types import Array
 
+# What a run of one prompt calls it; its folder then names the prompt.
+FILE = "prompt.safetensors"
 TENSOR, CARD = "prompt", "card"
 # Not part of the card that users see: it is made on writing and used up on reading.
 CHECKSUM = "sha256"

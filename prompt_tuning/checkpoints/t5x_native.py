@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import tensorstore as ts
 
-from prompt_tuning import files, trees
+from prompt_tuning import dtypes, files, trees
 from prompt_tuning.checkpoints.keys import t5x
 from prompt_tuning.checkpoints.source import Source
 from prompt_tuning.errors import UserError
@@ -30,7 +30,6 @@ from prompt_tuning.errors import UserError
 CLOUD = re.compile(r"gs://([^/]+)/*(.*)")
 # About two minutes; tensorstore's own 32 are a quarter of an hour without network.
 RETRIES = {"max_retries": 8}
-DTYPES = {"float32": np.dtype("float32"), "bfloat16": ts.bfloat16.numpy_dtype}
 
 
 def is_checkpoint(path: str) -> bool:
@@ -96,8 +95,7 @@ def write_checkpoint(
       UserError: the checkpoint exists or cannot be written, or a tensor cannot be read
         or is neither float32 nor bfloat16.
     """
-    if dtype not in (None, *DTYPES):
-        raise UserError(f"dtype {dtype!r} is not 'float32' or 'bfloat16'")
+    kept = None if dtype is None else dtypes.floating(dtype)
     target = f"{folder.rstrip('/')}/checkpoint_{step}"
     cloud = bool(CLOUD.fullmatch(target))
     with _whole(target) as place:
@@ -106,9 +104,9 @@ def write_checkpoint(
         leaves: dict[str, Any] = {t5x.STEP: np.asarray(step, np.int32)}
         for name in (*source.specs, *source.prompts):
             array = source.read(name)
-            if dtype is not None and name in source.specs:
-                array = array.astype(DTYPES[dtype])
-            if array.dtype not in DTYPES.values():
+            if kept is not None and name in source.specs:
+                array = array.astype(kept)
+            if array.dtype not in dtypes.FLOATS.values():
                 raise UserError(f"{name} is {array.dtype}; write it as float32")
             full = t5x.TARGET + name
             spec = t5x.array_spec(full, array.shape, array.dtype, cloud)
@@ -265,7 +263,7 @@ def make_source(folder: str, format_name: str, leaves: Mapping[str, Any]) -> Sou
             array = opened.result()
             if kinds[name] == "step":
                 metadata["step"] = int(array.read().result())
-            elif array.dtype.numpy_dtype in DTYPES.values():
+            elif array.dtype.numpy_dtype in dtypes.FLOATS.values():
                 arrays[name.removeprefix(t5x.TARGET)] = array
             else:
                 raise TypeError(f"it is {array.dtype.name}, not float32 or bfloat16")

@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 import rich.table
 
-from prompt_tuning import plots, report
-from prompt_tuning.checkpoints import base_models
+from prompt_tuning import files, plots, report
+from prompt_tuning.checkpoints import base_models, prompt_file
 from prompt_tuning.commands import evaluate, train
 from prompt_tuning.errors import UserError
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.transformer import T5Config, Transformer
-from prompt_tuning.runs import baselines, common
+from prompt_tuning.runs import baselines, member_specs
 from prompt_tuning.runs.baselines import HandWritten
+from prompt_tuning.runs.settings import Base, Data, Settings, Tuning
 from prompt_tuning.training import optimizers
 from prompt_tuning.training.prompt_starts import class_labels_init
+from prompt_tuning.training.schedule import Schedule
 
 TASK = "rotten_tomatoes"
 MODULE = "prompt_tuning.tasks.rotten_tomatoes"
@@ -68,14 +70,13 @@ def run(output: str, seeds: int = 1) -> dict[str, Any]:
     if seeds < 1:
         raise UserError(f"--seeds {seeds} must be 1 or more")
     started = time.monotonic()
-    folder = common.writable_folder(output)
+    folder = files.writable_folder(output)
     right = _baselines()
     runs = []
     for seed in range(seeds):
         name = "prompt_tuning" if seeds == 1 else f"prompt_tuning_{seed}"
         report.say(f"\nprompt tuning, seed {seed}")
-        train.train(
-            **_common(folder / name, seed),
+        tuning = Tuning(
             method="prompt_tuning",
             prompt_length=PROMPT_LENGTH,
             prompt_init=class_labels_init(("negative", "positive")),
@@ -84,25 +85,22 @@ def run(output: str, seeds: int = 1) -> dict[str, Any]:
                 multiply_by_parameter_scale=False,
                 weight_decay_rate=1e-5,
             ),
-            train_steps=1000,
-            eval_period=100,
         )
-        prompt = folder / name / common.PROMPT_FILE
+        _tune(folder / name, seed, tuning, Schedule(1000, 100, 1000))
+        prompt = folder / name / prompt_file.FILE
         runs.append(_test(folder / name, prompt=str(prompt)))
     report.say("\nmodel tuning")
-    train.train(
-        **_common(folder / "model_tuning", 0),
+    tuning = Tuning(
         method="model_tuning",
         prompt_length=0,
         optimizer=optimizers.adafactor(
             optimizers.learning_rate_schedule("constant", 0.001),
         ),
-        train_steps=200,
-        eval_period=50,
     )
+    _tune(folder / "model_tuning", 0, tuning, Schedule(200, 50, 1000))
     tuned = _test(
         folder / "model_tuning",
-        checkpoint=str(folder / "model_tuning" / common.TUNED_MODEL),
+        checkpoint=str(folder / "model_tuning" / member_specs.MODEL_FOLDER),
     )
     right["model tuning (all 7.3M parameters)"] = tuned
     prompts = np.mean(runs, axis=0)
@@ -111,31 +109,37 @@ def run(output: str, seeds: int = 1) -> dict[str, Any]:
         "seeds": seeds,
         "prompt_length": PROMPT_LENGTH,
         "seconds": round(time.monotonic() - started, 1),
-        "versions": common.versions(),
+        "versions": report.versions(),
     }
-    common.write_json(folder / common.RESULTS_FILE, results)
+    files.write_json(folder / report.RESULTS_FILE, results)
     _print_table(results)
     first = folder / ("prompt_tuning" if seeds == 1 else "prompt_tuning_0")
     report.say(f"learning curve: {first / plots.CURVE_FILE}")
     report.say(
         "try the prompt: prompt-tuning infer --gin_file=models/t5_1_1_mini.gin "
-        f"--gin.PROMPT_FILE={first / common.PROMPT_FILE} 'a gorgeous , witty film'"
+        f"--gin.PROMPT_FILE={first / prompt_file.FILE} 'a gorgeous , witty film'"
     )
     return results
 
 
-def _common(model_dir: pathlib.Path, seed: int) -> dict[str, Any]:
-    """The arguments that all runs of the demo share."""
-    return {
-        "config": CONFIG,
-        "model_dir": str(model_dir),
-        "initial_checkpoint_path": CHECKPOINT,
-        "mixture_or_task_name": TASK,
-        "mixture_or_task_module": MODULE,
-        "task_feature_lengths": LENGTHS,
-        "batch_size": 32,
-        "seed": seed,
-    }
+def _tune(
+    model_dir: pathlib.Path, seed: int, tuning: Tuning, schedule: Schedule
+) -> None:
+    """A run of the demo, through the ``train`` command."""
+    data = Data(
+        mixture_or_task_name=TASK,
+        mixture_or_task_module=MODULE,
+        task_feature_lengths=LENGTHS,
+    )
+    settings = Settings(
+        base=Base(config=CONFIG, initial_checkpoint_path=CHECKPOINT),
+        data=data,
+        tuning=tuning,
+        schedule=schedule,
+        batch_size=32,
+        seed=seed,
+    )
+    train.train(model_dir=str(model_dir), settings=settings)
 
 
 def _test(

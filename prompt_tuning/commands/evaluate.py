@@ -5,23 +5,13 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prompt_tuning import decoding, processes
+from prompt_tuning import decoding, files, processes, report
 from prompt_tuning.checkpoints import base_models
 from prompt_tuning.checkpoints import prompt_file as prompt_card
 from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.transformer import T5Config, Transformer
-from prompt_tuning.runs.common import (
-    RESULTS_FILE,
-    OnStart,
-    attach,
-    check_eval_batch,
-    versions,
-    writable_folder,
-    write_json,
-    write_text,
-)
 
 
 def evaluate(
@@ -42,7 +32,7 @@ def evaluate(
     activation_dtype: str = "auto",
     partitioner: Partitioner | None = None,
     force: bool = False,
-    on_start: OnStart | None = None,
+    on_start: files.OnStart | None = None,
 ) -> dict[str, Any]:
     """Evaluates a prompt, or a model without one, on a split of a task.
 
@@ -75,8 +65,8 @@ def evaluate(
     from prompt_tuning.runs.task_data import TaskData
 
     partitioner = partitioner or Partitioner()
-    check_eval_batch(batch_size, partitioner)
-    folder = None if output_dir is None else writable_folder(output_dir, on_start)
+    partitioner.check_eval_batch(batch_size)
+    folder = None if output_dir is None else files.writable_folder(output_dir, on_start)
     source = base_models.load(
         config,
         initial_checkpoint_path,
@@ -84,7 +74,7 @@ def evaluate(
         activation_dtype=activation_dtype,
         partitioner=partitioner,
     )
-    prompts, params, card = attach(source, prompt_file, force)
+    prompts, params, card = base_models.attach(source, prompt_file, force)
     task = TaskData(
         mixture_or_task_name,
         mixture_or_task_module,
@@ -120,13 +110,13 @@ def evaluate(
         "prompt": prompt_file,
         "base_model": source.identity,
         "metrics": dict(outcome.metrics),
-        "versions": versions(),
+        "versions": report.versions(),
     }
     if folder is not None and processes.is_first():
-        write_json(folder / RESULTS_FILE, results)
+        files.write_json(folder / report.RESULTS_FILE, results)
         lines = [
             json.dumps({"answer": answer, "target": target})
             for answer, target in zip(outcome.answers, outcome.targets)
         ]
-        write_text(folder / "predictions.jsonl", "\n".join(lines) + "\n")
+        files.write_text(folder / "predictions.jsonl", "\n".join(lines) + "\n")
     return results

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prompt_tuning import decoding, report
+from prompt_tuning import decoding, files, report
 from prompt_tuning.checkpoints import base_models, prompt_formats
 from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.errors import UserError
@@ -14,7 +14,6 @@ from prompt_tuning.inference import batch_jobs
 from prompt_tuning.inference.engine import Engine
 from prompt_tuning.inference.store import PromptStore, name_of
 from prompt_tuning.network.transformer import T5Config
-from prompt_tuning.runs.common import write_text
 
 ROWS = ".jsonl"
 
@@ -151,7 +150,7 @@ def _answer_texts(
         rows.append({"input": text} | {k: said[k] for k in said if k != "prompt"})
     if output_file is not None:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
-        write_text(pathlib.Path(output_file), lines)
+        files.write_text(pathlib.Path(output_file), lines)
     return rows
 
 

@@ -135,8 +135,9 @@ def _model(source: Source) -> rich.console.Group:
 def _run(runs: run_checkpoints.Checkpoints) -> rich.console.Group:
     steps = runs.steps()
     rows = {"steps": ", ".join(map(str, steps))}
-    best = runs.read_best(steps[-1])
-    rows.update(_plain({"best": best if best else "no evaluation yet"}))
+    for name, standing in runs.read_record(steps[-1])["members"].items():
+        best = standing["best"] or "no evaluation yet"
+        rows.update(_plain({f"{name}.best": best}))
     return _table(f"checkpoints {runs.folder}", rows)
 
 

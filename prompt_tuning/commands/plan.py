@@ -14,18 +14,16 @@ from typing import Any
 import jax
 import optax
 
-from prompt_tuning import report
+from prompt_tuning import dtypes, files, report
 from prompt_tuning.checkpoints import base_models
 from prompt_tuning.devices import topologies
 from prompt_tuning.devices.topologies import GIB, Topology
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import registry
-from prompt_tuning.network import quantization
 from prompt_tuning.network.transformer import T5Config
 from prompt_tuning.planning import checks, flops, memory_report
 from prompt_tuning.planning.checks import with_batch
 from prompt_tuning.planning.workload import STEPS, TRAIN, Memory, Workload
-from prompt_tuning.runs.common import versions, write_json
 
 SAY_EVERY = 30  # seconds
 
@@ -50,7 +48,7 @@ def plan(
     find_largest: bool = True,
     output_file: str | None = None,
 ) -> dict[str, Any]:
-    """Plans the step that ``loop`` would take with the same values, or ``infer``.
+    """Plans the step that ``train`` would take with the same values, or ``infer``.
 
     Args:
       config: sizes of the model, and the remat policy.
@@ -92,27 +90,27 @@ def plan(
         frozen_dtype = registry.weights_dtype(method, frozen_dtype)
     else:
         num_microbatches = 1
-    if frozen_dtype != quantization.INT8:
+    if frozen_dtype != dtypes.INT8:
         frozen_dtype = _dtype(frozen_dtype, place)
     work = Workload(
-        dataclasses.replace(config, dtype=_dtype(activation_dtype, place)),
-        batch_size,
-        task_feature_lengths["inputs"],
-        task_feature_lengths["targets"],
-        optimizer,
-        method,
-        prompt_length,
-        frozen_dtype,
-        num_partitions,
-        parameter_partitioning_dims,
-        num_microbatches,
-        step,
-        num_labels,
+        config=dataclasses.replace(config, dtype=_dtype(activation_dtype, place)),
+        batch_size=batch_size,
+        inputs=task_feature_lengths["inputs"],
+        targets=task_feature_lengths["targets"],
+        optimizer=optimizer,
+        method=method,
+        prompt_length=prompt_length,
+        frozen_dtype=frozen_dtype,
+        num_partitions=num_partitions,
+        parameter_partitioning_dims=parameter_partitioning_dims,
+        num_microbatches=num_microbatches,
+        step=step,
+        num_labels=num_labels,
     )
     checks.check(work, place)
     results = figures(work, place, compile_step, find_largest)
     if output_file is not None:
-        write_json(pathlib.Path(output_file), results)
+        files.write_json(pathlib.Path(output_file), results)
     return results
 
 
@@ -160,7 +158,7 @@ def figures(
             grain,
             results["estimate"]["largest_batch"],
         )
-    return {**results, "versions": versions()}
+    return {**results, "versions": report.versions()}
 
 
 def table(results: Mapping[str, Any]) -> str:

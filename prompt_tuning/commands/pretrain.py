@@ -2,26 +2,22 @@
 """``pretrain``: makes a base model from arrays of token ids."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import optax
 
-from prompt_tuning import report
+from prompt_tuning import files, report
 from prompt_tuning.checkpoints import base_models, model_file
-from prompt_tuning.methods import registry
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.transformer import T5Config, Transformer
-from prompt_tuning.runs.common import (
-    RESULTS_FILE,
-    TUNED_MODEL,
-    OnStart,
-    versions,
-    writable_folder,
-    write_json,
-)
+from prompt_tuning.runs import identity
+from prompt_tuning.runs.member_specs import MODEL, MODEL_FOLDER
 from prompt_tuning.training import loop, pretraining
+from prompt_tuning.training.members import Member
+from prompt_tuning.training.schedule import Schedule
 
 
 def pretrain(
@@ -37,12 +33,13 @@ def pretrain(
     targets_length: int = 32,
     span_corruption: float = 0.2,
     prefix_lm: float = 0.15,
-    eval_period: int = 500,
-    checkpoint_period: int = 500,
+    eval_period: int | None = None,
+    checkpoint_period: int | None = None,
     initial_checkpoint_path: str | None = None,
     seed: int = 0,
     activation_dtype: str = "auto",
-    on_start: OnStart | None = None,
+    allow_changes: bool = False,
+    on_start: files.OnStart | None = None,
 ) -> dict[str, Any]:
     """Pre-trains a model from arrays of token ids, without TensorFlow.
 
@@ -59,17 +56,18 @@ def pretrain(
       targets_length: decoder tokens of a row.
       span_corruption: share of the rows.
       prefix_lm: share of the rows; what is left is labelled.
-      eval_period: steps between evaluations.
-      checkpoint_period: steps between checkpoints.
+      eval_period: see `Schedule`.
+      checkpoint_period: see `Schedule`.
       initial_checkpoint_path: a model to go on from; None starts from random weights.
       seed: of weights and data.
       activation_dtype: dtype of the computation.
+      allow_changes: resume a run although it differs from this one, and say so in
+        ``results.json``.
       on_start: called with the folder before anything else is written to it.
 
     Returns:
       The content of ``results.json``.
     """
-    folder = writable_folder(model_dir, on_start)
     config = dataclasses.replace(
         config, dtype=base_models.resolve_dtype(activation_dtype)
     )
@@ -96,25 +94,55 @@ def pretrain(
         params = base_models.load(
             config, initial_checkpoint_path, frozen_dtype="float32"
         ).params
-    result = loop.fit(
-        model,
-        params,
-        registry.RULES["model_tuning"],
-        optimizer,
-        stream.batches,
-        loop.Schedule(train_steps, eval_period, checkpoint_period, keep_last=True),
-        key=jax.random.key(seed + 1),
-        model_dir=folder,
+    folder = identity.open_folder(
+        model_dir,
+        {
+            "config": dataclasses.asdict(config),
+            "arrays": {
+                path.name: path.stat().st_size
+                for path in sorted(pathlib.Path(arrays_dir).glob("*.np[yz]"))
+            },
+            "task_weights": dict(task_weights),
+            "batch_size": batch_size,
+            "inputs_length": inputs_length,
+            "targets_length": targets_length,
+            "span_corruption": span_corruption,
+            "prefix_lm": prefix_lm,
+            "initial_checkpoint_path": initial_checkpoint_path,
+            "seed": seed,
+            identity.STEPS: train_steps,
+            **identity.describe_optimizer(optimizer),
+        },
+        allow_changes=allow_changes,
+        on_start=on_start,
+    )
+    member = Member(
+        name=MODEL,
+        tuned=params,
+        tx=optimizer,
+        batches=stream.batches,
         evaluate=pretraining.held_out_metrics(model, held_out),
     )
+    result = loop.fit(
+        model,
+        {},
+        [member],
+        Schedule(train_steps, eval_period, checkpoint_period, keep_last=True),
+        key=jax.random.key(seed + 1),
+        model_dir=folder,
+    )[MODEL]
     results = {
         "steps": result.last_step,
         "best_step": result.step,
         "tokens": result.last_step * batch_size * (inputs_length + targets_length),
         "validation": result.metrics,
-        "versions": versions(),
+        "versions": report.versions(),
     }
-    model_file.save_model(folder / TUNED_MODEL, result.tuned, results, dtype="bfloat16")
-    write_json(folder / RESULTS_FILE, results)
-    report.say(f"wrote {folder / TUNED_MODEL}")
+    if changes := identity.changes(folder):
+        results["changes"] = changes
+    model_file.save_model(
+        folder / MODEL_FOLDER, result.tuned, results, dtype="bfloat16"
+    )
+    files.write_json(folder / report.RESULTS_FILE, results)
+    report.say(f"wrote {folder / MODEL_FOLDER}")
     return results

@@ -108,7 +108,6 @@ def load(
     module: str | None = None,
     start_batch: int = 0,
     shard_info: tuple[int, int] = (0, 1),
-    drop_remainder: bool = False,
     examples_to_check: int = 10_000,
     edges: Sequence[int] = (),
 ) -> Batches:
@@ -130,8 +129,6 @@ def load(
       module: the module that registers the task when it is imported.
       start_batch: batches to leave out at the start, to resume a run.
       shard_info: this process's index and the number of processes.
-      drop_remainder: whether to leave out a last batch that is not full; it is filled
-        up with rows of zeros otherwise (see `real_rows`).
       examples_to_check: how many examples `length_report` looks at first; 0 for none.
       edges: lengths that the encoder's rows may have, the last of them the full one.
         Each batch, over all processes, is padded to the smallest that its longest row
@@ -163,7 +160,7 @@ def load(
         provider, split, task_feature_lengths, shuffle, seed, num_epochs
     )
     ds = converter(ds, {key: task_feature_lengths[key] for key in FEATURES})
-    ds = ds.batch(batch_size, drop_remainder=drop_remainder)
+    ds = ds.batch(batch_size)
     ds = ds.skip(start_batch).prefetch(tf.data.AUTOTUNE)
     return Batches(ds, name, batch_size, start_batch, shard_info, report, edges)
 

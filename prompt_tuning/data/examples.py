@@ -10,6 +10,7 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from prompt_tuning import files
 from prompt_tuning.data.feature_converter import PROMPT_INDEX, cure
 from prompt_tuning.errors import UserError
 
@@ -28,7 +29,7 @@ def find(name: str, module: str | None = None) -> Provider:
         except (ImportError, SyntaxError) as error:
             raise UserError(
                 f"MIXTURE_OR_TASK_MODULE={module!r} does not import "
-                f"({type(error).__name__}: {one_line(error)}): give the dotted name "
+                f"({type(error).__name__}: {files.first_line(error)}): give the dotted name "
                 "of a module on PYTHONPATH"
             ) from error
     names = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
@@ -87,7 +88,7 @@ def examples(
     ) as error:
         # What seqio and TFDS raise about a task or about data that is not there.
         raise UserError(
-            f"seqio cannot read {provider.name}: {one_line(error)}"
+            f"seqio cannot read {provider.name}: {files.first_line(error)}"
         ) from error
 
 
@@ -117,7 +118,7 @@ def vocab_size(vocabulary: seqio.Vocabulary, name: str) -> int:
         return vocabulary.vocab_size
     except (OSError, tf.errors.OpError) as error:
         raise UserError(
-            f"the vocabulary of {name} cannot be read ({one_line(error)}): name a "
+            f"the vocabulary of {name} cannot be read ({files.first_line(error)}): name a "
             "local copy of T5's in the environment variable T5_VOCABULARY, of mT5's in "
             "MT5_VOCABULARY"
         ) from error
@@ -139,8 +140,3 @@ def lengths_for(
             if "sequence_length" in inspect.signature(preprocessor).parameters:
                 return lengths
     return None
-
-
-def one_line(error: Exception) -> str:
-    """An exception's text without its line breaks."""
-    return " ".join(str(error).split())

@@ -41,6 +41,7 @@ class LengthReport:
       inputs_length: text tokens that there is room for.
       room: positions of an encoder and of a decoder row, (T + P, S).
       tokens: what each example takes of such rows once it is cut: [examples, 2].
+      digest: hash of the examples, or '' where they are told apart otherwise.
     """
 
     examples: int
@@ -51,6 +52,7 @@ class LengthReport:
     inputs_length: int
     room: tuple[int, int]
     tokens: np.ndarray
+    digest: str = ""
 
     def message(self) -> str | None:
         """One line for the user, if any inputs lose their end."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures the examples of a split before anything is trained on them."""
 
+import hashlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -31,7 +32,15 @@ def length_report(
         text = tf.reduce_sum(tf.cast(inputs >= 0, tf.int32))
         # Inserting checks the positions that the inputs name.
         row = tf.size(converter.insert(inputs, example))
-        return tf.stack([text, tf.size(example["targets"]), row])
+        ids = tf.concat(
+            [tf.cast(inputs, tf.int64), tf.cast(example["targets"], tf.int64)], axis=0
+        )
+        # A sum that the order of the ids changes tells examples apart well enough.
+        places = tf.range(1, tf.size(ids) + 1, dtype=tf.int64)
+        check = tf.reduce_sum(ids * places) % (2**31 - 1)
+        return tf.stack(
+            [text, tf.size(example["targets"]), row, tf.cast(check, tf.int32)]
+        )
 
     # One more than wanted tells whether these are all.
     ds = examples.examples(provider, split, task_feature_lengths).take(max_examples + 1)
@@ -49,7 +58,7 @@ def length_report(
             "the task's data"
         )
     seen = np.concatenate(batches)
-    text, targets, row = seen[:max_examples].T
+    text, targets, row, _ = seen[:max_examples].T
     room = converter.text_length(task_feature_lengths["inputs"])
     limit = task_feature_lengths["targets"]
     report = LengthReport(
@@ -61,6 +70,7 @@ def length_report(
         inputs_length=room,
         room=(converter.row_length(task_feature_lengths["inputs"]), limit),
         tokens=np.stack([row - np.maximum(text - room, 0), targets], axis=1),
+        digest=hashlib.sha256(np.ascontiguousarray(seen)).hexdigest(),
     )
     if report.longest_targets > limit:
         wanted = {**task_feature_lengths, "targets": report.longest_targets}

@@ -84,7 +84,7 @@ class LabelTrie:
                         edges.append({})
                     node = child
                 edges[node][eos_id] = END
-        shape = tuple(_power_of_two(n) for n in (len(edges), max(map(len, edges))))
+        shape = tuple(power_of_two(n) for n in (len(edges), max(map(len, edges))))
         tokens = np.full(shape, NO_TOKEN, np.int32)
         children = np.full(shape, END, np.int32)
         for node, out in enumerate(edges):
@@ -125,5 +125,9 @@ class Constraint:
     nodes: Array
 
 
-def _power_of_two(count: int) -> int:
-    return 1 << max(0, count - 1).bit_length()
+def power_of_two(count: int, least: int = 1) -> int:
+    """The smallest power of two that is not below ``count``, nor below ``least``.
+
+    Shapes that are rounded up to one are few, and so are the programs to compile.
+    """
+    return max(least, 1 << max(0, count - 1).bit_length())

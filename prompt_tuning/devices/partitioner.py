@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from prompt_tuning import processes
+from prompt_tuning import processes, report
 from prompt_tuning.devices import sharding
 from prompt_tuning.errors import UserError
 
@@ -101,6 +101,22 @@ class Partitioner:
                 f"BATCH_SIZE={rows} does not divide over {shards} data shards of "
                 f"{num_microbatches} microbatches in {processes.count()} processes; set "
                 f"BATCH_SIZE to {sharding.nearest_multiples(rows, grain)}"
+            )
+
+    def check_eval_batch(self, rows: int) -> None:
+        """Says it where rows of an evaluation's batches are padding on every device.
+
+        Raises:
+          UserError: there are no rows.
+        """
+        if rows < 1:
+            raise UserError(f"EVAL_BATCH_SIZE={rows} must be 1 or more")
+        shards = self.mesh.shape[sharding.DATA]
+        if missing := -rows % shards:
+            report.say(
+                f"EVAL_BATCH_SIZE={rows} does not divide over {shards} data shards: "
+                f"batches get {missing} empty rows; set it to "
+                f"{sharding.nearest_multiples(rows, shards)} to waste none"
             )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from prompt_tuning.data.label_sets import LabelSet
+from prompt_tuning.decoding.label_trie import power_of_two
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference import ensembles
 from prompt_tuning.inference.ensembles import Answer
@@ -109,7 +110,7 @@ def prepare(store: PromptStore, row: Mapping[str, Any], longest: int) -> Request
 def label_shape(labels: LabelSet) -> LabelShape:
     """The numbers of labels and of tokens, each rounded up to a power of two."""
     count, tokens = labels.tokens.shape
-    return _power_of_two(count), _power_of_two(tokens)
+    return power_of_two(count, 2), power_of_two(tokens, 2)
 
 
 def _item(
@@ -128,7 +129,3 @@ def _any_answer(item: Item) -> Answer:
 
 def _metrics(items: Iterable[Item]) -> list[float | None]:
     return [ensembles.validation_metric(item.prompt.card) for item in items]
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << max(1, (number - 1).bit_length())

@@ -28,8 +28,6 @@ from prompt_tuning.network.transformer import Transformer
 from prompt_tuning.types import Params
 
 CAPACITY = 65_536
-# The name of the file that a training run leaves in its folder, which names the prompt.
-RUNS_PROMPT = "prompt.safetensors"
 # The leaf of the network's parameters that the table is.
 LEAF = "store"
 
@@ -154,8 +152,8 @@ class PromptStore:
           UserError: there is no prompt, or it is refused; the message names the path.
         """
         path = pathlib.Path(path)
-        if (path / RUNS_PROMPT).is_file():
-            path = path / RUNS_PROMPT
+        if (path / prompt_file.FILE).is_file():
+            path = path / prompt_file.FILE
         array, card = prompt_formats.load(path)
         try:
             return self.add(name_of(path) if name is None else name, array, card)
@@ -258,7 +256,7 @@ def name_of(path: files.Path) -> str:
     ('boolq', 'first')
     """
     path = pathlib.Path(os.path.abspath(path))
-    if path.name == RUNS_PROMPT:
+    if path.name == prompt_file.FILE:
         return path.parent.name
     known = path.suffix in (".safetensors", ".npy")
     return path.stem if known else path.name

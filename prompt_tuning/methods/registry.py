@@ -5,9 +5,8 @@ The labels of these rules are the only place that decides what is differentiated
 the optimizer sees, what is saved and what stays in full precision.
 """
 
-from prompt_tuning import trees
+from prompt_tuning import dtypes, trees
 from prompt_tuning.errors import UserError
-from prompt_tuning.network import quantization
 from prompt_tuning.types import Params
 
 TUNED, FROZEN = "tuned", "frozen"
@@ -46,7 +45,7 @@ def weights_dtype(method: str, frozen_dtype: str) -> str:
     """
     if trees.first_match(rules_of(method), "token_embedder/embedding") == FROZEN:
         return frozen_dtype
-    if frozen_dtype == quantization.INT8:
+    if frozen_dtype == dtypes.INT8:
         raise UserError(
             f"method {method!r} tunes the weights themselves, which int8 cannot hold; "
             "set FROZEN_DTYPE to 'auto'"

@@ -17,7 +17,6 @@ import numpy as np
 from prompt_tuning import trees
 from prompt_tuning.types import Array, Params
 
-INT8 = "int8"
 KERNEL, SCALE = "kernel", "kernel_scale"
 # The largest quantised weight: -128 has no counterpart and is left out.
 LARGEST = 127

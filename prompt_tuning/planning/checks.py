@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What cannot be placed on the chips is refused, with the nearest choice that can.
 
-Nothing is allocated or compiled for it: `plan` asks before it plans, and `loop` before
+Nothing is allocated or compiled for it: `plan` asks before it plans, and `train` before
 it loads a model.
 """
 
@@ -11,10 +11,10 @@ import math
 
 from jax.sharding import AbstractMesh
 
+from prompt_tuning import dtypes
 from prompt_tuning.devices import sharding, topologies
 from prompt_tuning.devices.topologies import GIB, Topology
 from prompt_tuning.errors import UserError
-from prompt_tuning.network import quantization
 from prompt_tuning.planning import memory_report
 from prompt_tuning.planning.workload import (
     TRAIN,
@@ -76,8 +76,8 @@ def nearest_that_fits(work: Workload, topology: Topology) -> str:
     if choice is not None:
         return f"set NUM_PARTITIONS to {choice.num_partitions}"
     ways = []
-    smaller = dataclasses.replace(work, frozen_dtype=quantization.INT8)
-    if work.method != "model_tuning" and work.frozen_dtype != quantization.INT8:
+    smaller = dataclasses.replace(work, frozen_dtype=dtypes.INT8)
+    if work.method != "model_tuning" and work.frozen_dtype != dtypes.INT8:
         choice = least_partitions(smaller, topology)
         if choice is not None:
             parts = choice.num_partitions

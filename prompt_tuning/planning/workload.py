@@ -16,20 +16,23 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from prompt_tuning import decoding, trees
+from prompt_tuning import decoding, dtypes, trees
 from prompt_tuning.devices import sharding
 from prompt_tuning.methods import registry
 from prompt_tuning.network import quantization
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import T5Config, Transformer
+from prompt_tuning.training import optimizers
 from prompt_tuning.training.step import TrainState, make_train_step
 from prompt_tuning.types import Batch, Params, PyTree
 
 TRAIN, RANK, DECODE = STEPS = ("train", "rank", "decode")
+# The one member of a run that is planned.
+MEMBER = "plan"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload:
     """A step in numbers.
 
@@ -70,14 +73,14 @@ class Workload:
         """Network and objective."""
         prompts = ()
         if self.prompt_length:
-            prompts = (Prompt("plan", self.prompt_length),)
+            prompts = (Prompt(MEMBER, self.prompt_length),)
         return Model(Transformer(self.config, prompts))
 
     @property
     def program(self) -> Callable[..., Any]:
         """The pure function that is compiled, of the `abstract_arguments`."""
         if self.step == TRAIN:
-            return make_train_step(self.model, self.optimizer, self.num_microbatches)
+            return make_train_step(self.model, _optimizer(self), self.num_microbatches)
         if self.step == RANK:
             return lambda tuned, frozen, batch: self.model.rank(
                 trees.merge(tuned, frozen), **batch
@@ -142,7 +145,7 @@ def abstract_params(work: Workload) -> Params:
     """Shapes of all parameters as they are kept, in boxes with their logical axes."""
     boxed = _boxed(work.model)
     dtype = work.frozen_dtype
-    if dtype == quantization.INT8:
+    if dtype == dtypes.INT8:
         boxed = quantization.quantize_abstract(boxed)
         dtype = work.config.dtype
     tuned = registry.RULES[work.method] if work.step == TRAIN else _PROMPTS
@@ -155,6 +158,10 @@ def abstract_params(work: Workload) -> Params:
         return box.replace_boxed(jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)))
 
     return trees.map_with_path(kept, boxed)
+
+
+def _optimizer(work: Workload) -> optax.GradientTransformation:
+    return optimizers.by_member({MEMBER: work.optimizer})
 
 
 # A search for the largest batch asks for them again and again.
@@ -187,8 +194,8 @@ def abstract_arguments(
     state = tuned
     if work.step == TRAIN:
         key = jax.eval_shape(lambda: jax.random.key(0))
-        create = lambda tuned, key: TrainState.create(tuned, work.optimizer, key)
-        state = jax.eval_shape(create, tuned, key)
+        create = lambda tuned, key: TrainState.create(tuned, _optimizer(work), key)
+        state = jax.eval_shape(create, {MEMBER: tuned}, key)
     if mesh is None:
         return state, frozen, batch
     place = lambda leaf, where: jax.ShapeDtypeStruct(
@@ -199,7 +206,8 @@ def abstract_arguments(
     whole = sharding.replicated(mesh)
     state = jax.tree.map(lambda leaf: place(leaf, whole), state)
     if work.step == TRAIN:
-        state = state.replace(tuned=trees.map_with_path(by_name, state.tuned))
+        own = trees.map_with_path(by_name, state.tuned[MEMBER])
+        state = state.replace(tuned={MEMBER: own})
     rows = NamedSharding(mesh, PartitionSpec(sharding.DATA))
     batch = {
         name: place(leaf, whole if name == "label_tokens" else rows)

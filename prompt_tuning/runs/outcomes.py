@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``loop`` leaves of the prompts that it tuned: files, records, a table."""
+"""What a training run leaves of its members: files, records, a table."""
 
 import math
 import pathlib
@@ -11,20 +11,19 @@ import rich.markup
 import rich.table
 
 from prompt_tuning import processes, report
-from prompt_tuning.checkpoints import prompt_file
-from prompt_tuning.runs.prompt_specs import PromptSpec
+from prompt_tuning.checkpoints import model_file, prompt_file
+from prompt_tuning.runs.member_specs import MemberSpec, word
 from prompt_tuning.training.best_evaluation import selection_value
 from prompt_tuning.training.members import Result
 
 if TYPE_CHECKING:
+    from prompt_tuning.data.length_report import Fill
     from prompt_tuning.runs.task_data import TaskData
 
-PROMPTS_FOLDER = "prompts"
 
-
-def save(
+def save_prompt(
     path: pathlib.Path,
-    spec: PromptSpec,
+    spec: MemberSpec,
     task: "TaskData",
     result: Result,
     facts: Mapping[str, Any],
@@ -36,24 +35,24 @@ def save(
       spec: its values.
       task: its task.
       result: what training gave.
-      facts: what the card says of the whole run: method, base_model, versions.
+      facts: what the card says of the whole run: method, base_model, versions, and
+        what was changed on its way.
 
     Raises:
       UserError: the file cannot be written.
     """
     (tuned,) = result.tuned["prompts"].values()
-    local = spec.local_task
     card = {
         "method": facts["method"],
         "length": spec.prompt_length,
         "width": int(tuned.shape[1]),
         "placement": spec.placement,
-        "template": None if local is None else local.template,
-        "task": spec.mixture_or_task_name,
+        "template": spec.data.template,
+        "task": spec.data.mixture_or_task_name,
         "labels": task.labels,
         "vocabulary": task.vocabulary_name,
         "vocabulary_fingerprint": task.vocabulary_fingerprint,
-        "task_feature_lengths": dict(spec.task_feature_lengths),
+        "task_feature_lengths": dict(spec.data.task_feature_lengths),
         "base_model": facts["base_model"],
         "recipe": {
             "steps": result.step,
@@ -63,21 +62,38 @@ def save(
         "metric": result.metrics,
         "versions": facts["versions"],
     }
+    if "changes" in facts:
+        card["changes"] = facts["changes"]
     processes.in_first(lambda: prompt_file.save_prompt(path, np.asarray(tuned), card))
 
 
-def row(spec: PromptSpec, result: Result | None, metric: str | None) -> dict[str, Any]:
-    """What ``results.json`` says of one of several prompts.
+def save_model(path: pathlib.Path, result: Result, metadata: Mapping[str, Any]) -> None:
+    """Writes a tuned model's folder, in process 0.
 
-    A prompt without a result had a loss that was not finite; it has no file.
+    Raises:
+      UserError: it cannot be written.
     """
-    words = {key: _word(value) for key, value in spec.own.items()}
-    found = {"name": spec.name, "task": spec.mixture_or_task_name, "values": words}
+    processes.in_first(lambda: model_file.save_model(path, result.tuned, metadata))
+
+
+def row(
+    spec: MemberSpec, result: Result | None, fill: "Fill", metric: str | None
+) -> dict[str, Any]:
+    """What ``results.json`` says of a member.
+
+    One without a result had a loss that was not finite; it has no file.
+    """
+    found = {
+        "name": spec.name,
+        "task": spec.data.mixture_or_task_name,
+        "values": {key: word(value) for key, value in spec.own.items()},
+        "tokens_share": {"encoder": fill.encoder, "decoder": fill.decoder},
+    }
     if result is None:
         return {**found, "diverged": True}
     return {
         **found,
-        "file": f"{PROMPTS_FOLDER}/{spec.name}.safetensors",
+        "file": spec.file,
         "best_step": result.step,
         "last_step": result.last_step,
         "loss": result.loss,
@@ -110,7 +126,7 @@ def best(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints `ranked` rows and which of them is the best, in process 0."""
     table = rich.table.Table()
-    for name in ("prompt", "task", "best step", "loss", "validation"):
+    for name in ("name", "task", "best step", "loss", "validation"):
         table.add_column(name, overflow="fold")
     for found in rows:
         if found.get("diverged"):
@@ -127,10 +143,3 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         report.console.print(table)
     for task, name in best(rows).items():
         report.say(f"the best on {task}: {name}")
-
-
-def _word(value: Any) -> Any:
-    """A value of PROMPTS as JSON."""
-    if isinstance(value, Mapping):
-        return dict(value)
-    return getattr(value, "__qualname__", value)

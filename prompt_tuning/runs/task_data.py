@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One task as a run sees it: checked, tokenised, with a prompt's place in its rows."""
 
+import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
@@ -16,7 +18,10 @@ from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.data.split_lengths import length_report
 from prompt_tuning.data.template import Template
 from prompt_tuning.errors import UserError
+from prompt_tuning.inference import evaluation
+from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
+from prompt_tuning.network.transformer import Transformer
 from prompt_tuning.tasks import features, labels, local_file
 from prompt_tuning.training.members import Batches
 
@@ -50,6 +55,7 @@ class TaskData:
             local_file.register_task(name, local)
             module = None
         self._name = name
+        self._local = local
         self._lengths = dict(task_feature_lengths)
         self.prompts = tuple(prompts)
         self._vocab_size = vocab_size
@@ -99,6 +105,17 @@ class TaskData:
                 report.say(message)
         return self._reports[split, pack]
 
+    def content(self, split: str) -> str:
+        """What tells a split's examples from others.
+
+        The hash of the file, or of the examples that `check` has looked at.
+        """
+        path = None if self._local is None else self._local.files.get(split)
+        if path is not None:
+            with open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        return self.check(split).digest
+
     def batches(
         self, split: str, batch_size: int, seed: int, *, pack: bool = False
     ) -> Batches:
@@ -127,6 +144,44 @@ class TaskData:
             shard_info=(jax.process_index(), jax.process_count()),
             examples_to_check=0,
             edges=edges,
+        )
+
+    def evaluator(
+        self,
+        split: str,
+        model: Model,
+        mesh: jax.sharding.Mesh | None,
+        batch_size: int,
+        num_examples: int | None = None,
+    ) -> evaluation.Evaluator:
+        """The evaluation of a split: a function of all parameters.
+
+        Args:
+          split: the split.
+          model: what answers; its network is given this task's prompts alone, so that
+            prompts of one length share a program.
+          mesh: the devices, where there are several.
+          batch_size: rows of a batch.
+          num_examples: take the first so many examples only.
+
+        Raises:
+          UserError: see `Evaluator`.
+        """
+        network = Transformer(model.network.config, self.prompts)
+        return evaluation.Evaluator(
+            self._name,
+            split,
+            self._lengths,
+            self.converter,
+            evaluation.Answerer(
+                dataclasses.replace(model, network=network),
+                self.vocabulary,
+                labels=self.labels,
+                max_decode_len=self._lengths["targets"],
+                mesh=mesh,
+            ),
+            batch_size=batch_size,
+            num_examples=num_examples,
         )
 
     def fill(self, split: str, batch_size: int, *, pack: bool = False) -> Fill:

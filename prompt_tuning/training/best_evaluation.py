@@ -7,7 +7,7 @@ one it is; a resumed run therefore ends with the same leaves as one that never s
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -39,14 +39,14 @@ class Selection:
     def __init__(
         self,
         model_dir: pathlib.Path | None,
+        name: str,
         metric: str | None = None,
         patience: int = 0,
         keep_last: bool = False,
-        name: str = "",
     ):
-        """Knows of no evaluation yet; see `run_state.Schedule` for the arguments.
+        """Knows of no evaluation yet; see `schedule.Schedule` for the arguments.
 
-        The best leaves of one of several prompts have a folder by its ``name``.
+        The best leaves of the member ``name`` have a folder of its own.
         """
         self.best: Best | None = None
         self.stale = 0
@@ -94,12 +94,12 @@ class Selection:
         self.stale = best.pop("stale")
         self.best = Best(**best, tuned=tuned)
 
-    def drop_others(self) -> None:
-        """Deletes the files that no checkpoint can ask for any more."""
-        if self.best is not None and processes.is_first():
-            keep = _file(self._model_dir, self._name, self.best.step)
-            for path in keep.parent.glob("*.safetensors"):
-                if path != keep:
+    def keep(self, steps: Collection[int]) -> None:
+        """Deletes the files but for those of ``steps``, which checkpoints name."""
+        if steps and processes.is_first():
+            keep = {_file(self._model_dir, self._name, step) for step in steps}
+            for path in next(iter(keep)).parent.glob("*.safetensors"):
+                if path not in keep:
                     path.unlink()
 
     def _write(self, best: Best) -> None:

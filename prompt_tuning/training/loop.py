@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: start here to read how a prompt is tuned.
 
-`fit` moves the tuned leaves of a model, evaluates them on the way, keeps the best ones
-and resumes from its last checkpoint as if it had never stopped. At its end it proves
-that the frozen leaves are, byte for byte, what they were at the start. `fit_many` is
-that loop for any number of prompts at once, each of which ends where it would alone.
+`fit` moves the tuned leaves of a run's members, evaluates them on the way, keeps the
+best ones and resumes from its last checkpoint as if it had never stopped. At its end it
+proves that the frozen leaves are, byte for byte, what they were at the start. A run of
+one prompt has one member; of many prompts each ends where it would alone.
 
 Several processes run the same loop, each with its rows of a batch. Process 0 writes the
 files and decides; checkpoints are written by all.
@@ -18,17 +18,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import optax
 
 from prompt_tuning import plots, processes, report, trees
 from prompt_tuning.devices import sharding
 from prompt_tuning.devices.partitioner import Partitioner
-from prompt_tuning.methods import registry
 from prompt_tuning.network.model import Model
-from prompt_tuning.training import members, shared_batches
-from prompt_tuning.training.members import Batches, Evaluate, Member, Result
+from prompt_tuning.training import shared_batches
+from prompt_tuning.training.interruption import Interrupted, Interruption
+from prompt_tuning.training.members import Member, Result
 from prompt_tuning.training.prefetch import Pace, Prefetch
-from prompt_tuning.training.run_state import Progress, Schedule
+from prompt_tuning.training.run_state import Progress, optimizer
+from prompt_tuning.training.schedule import Schedule
 from prompt_tuning.training.step import make_train_step
 from prompt_tuning.types import Array, Batch, Params
 
@@ -38,63 +38,7 @@ Place = Callable[[Mapping[str, Any]], Batch]
 
 def fit(
     model: Model,
-    params: Params,
-    rules: trees.Rules,
-    tx: optax.GradientTransformation,
-    batches: Batches,
-    schedule: Schedule,
-    *,
-    key: Array,
-    model_dir: pathlib.Path | None = None,
-    evaluate: Evaluate | None = None,
-    num_microbatches: int = 1,
-    partitioner: Partitioner | None = None,
-    quiet: bool = False,
-) -> Result:
-    """Tunes the leaves that ``rules`` call tuned.
-
-    Args:
-      model: network and objective.
-      params: all leaves; the frozen ones in the dtype they are to be kept in, already
-        placed by ``partitioner`` if one is given.
-      rules: ordered (pattern, 'tuned' | 'frozen') pairs.
-      tx: the optimizer of the tuned leaves.
-      batches: called with the number of the first batch wanted.
-      schedule: lengths and periods.
-      key: root of the run's randomness (dropout).
-      model_dir: where checkpoints, logs and the plot go; None keeps nothing.
-      evaluate: gives the validation metrics of (tuned, frozen) leaves.
-      num_microbatches: see `make_train_step`.
-      partitioner: how to spread over devices; must be given to several processes.
-      quiet: no progress bar.
-
-    Returns:
-      The best tuned leaves and their metrics.
-
-    Raises:
-      UserError: a checkpoint of another run lies in ``model_dir``, the loss is not
-        finite, or the metric asked for does not exist.
-      RuntimeError: a frozen leaf changed, which would be a defect of this library.
-    """
-    results = fit_many(
-        model,
-        params,
-        rules,
-        [Member("", tx, batches, evaluate)],
-        schedule,
-        key=key,
-        model_dir=model_dir,
-        num_microbatches=num_microbatches,
-        partitioner=partitioner,
-        quiet=quiet,
-    )
-    return results[""]
-
-
-def fit_many(
-    model: Model,
-    params: Params,
-    rules: trees.Rules,
+    frozen: Params,
     everyone: Sequence[Member],
     schedule: Schedule,
     *,
@@ -104,104 +48,101 @@ def fit_many(
     partitioner: Partitioner | None = None,
     quiet: bool = False,
 ) -> dict[str, Result]:
-    """Tunes several prompts of a network side by side, on one copy of what is frozen.
+    """Tunes the leaves of all members side by side, on one copy of what is frozen.
 
-    Every batch holds a batch of each prompt. A prompt whose patience is over, or whose
+    Every batch holds a batch of each prompt. A member whose patience is over, or whose
     loss is not finite, leaves: its rows drop out of the batches, and the others go on
     as if nothing had happened, with a step that is compiled anew.
 
     Args:
-      model: network and objective; the network's prompts are those tuned.
-      params: see `fit`.
-      rules: see `fit`.
-      everyone: the prompts.
+      model: network and objective; prompts that are tuned are the network's, in the
+        order of the members.
+      frozen: the leaves that no member owns, in the dtype they are to be kept in,
+        already placed by ``partitioner`` if one is given.
+      everyone: the members.
       schedule: lengths and periods, the same for all.
-      key: see `fit`.
-      model_dir: see `fit`.
-      num_microbatches: see `fit`.
-      partitioner: see `fit`.
-      quiet: see `fit`.
+      key: root of the run's randomness (dropout).
+      model_dir: where checkpoints, logs and the plot go; None keeps nothing.
+      num_microbatches: see `make_train_step`.
+      partitioner: how to spread over devices; must be given to several processes.
+      quiet: no progress bar.
 
     Returns:
-      What `fit` would return for each, by name; a prompt whose loss was not finite is
-      left out.
+      The best tuned leaves of each member and their metrics, by its name; one whose
+      loss was not finite is left out.
 
     Raises:
-      UserError: see `fit`; a loss that is not finite matters if all are.
-      RuntimeError: see `fit`.
+      UserError: a checkpoint of another run lies in ``model_dir``, no loss is finite
+        any more, or the metric asked for does not exist.
+      Interrupted: SIGTERM or Ctrl-C came, and ``model_dir`` has what was reached.
+      RuntimeError: a frozen leaf changed, which would be a defect of this library.
+      ValueError: several members are not the network's prompts.
     """
+    bank = model.network.prompts
+    names = [member.name for member in everyone]
+    if len(names) > 1 and names != [prompt.name for prompt in bank]:
+        raise ValueError(f"the members {names} are not the network's prompts {bank}")
     started = time.monotonic()
     mesh = None if partitioner is None else partitioner.mesh
-    tuned, frozen = registry.split(params, rules)
     frozen_bytes = trees.fingerprint(frozen)
-    progress = Progress(
-        model.network.prompts,
-        everyone,
-        tuned,
-        schedule,
-        key=key,
-        model_dir=model_dir,
-        mesh=mesh,
+    progress = Progress(everyone, schedule, key=key, model_dir=model_dir, mesh=mesh)
+    report.parameter_counts({m.name: m.tuned for m in everyone}, frozen)
+    log = report.Log(model_dir, schedule.steps, progress.step, names, quiet=quiet)
+    batches = shared_batches.Mixed(
+        {m.name: m.batches(progress.step) for m in progress.active},
+        bank,
+        model.network.config.vocab_size,
+        progress.step,
+        _grain(mesh, num_microbatches),
     )
-    report.parameter_counts(tuned, frozen)
-    log = report.Log(model_dir, schedule.steps, progress.step, quiet=quiet)
-    streams = {m.name: m.batches(progress.step) for m in progress.active}
-    mixed = None
-    if not members.alone(everyone):
-        mixed = shared_batches.Mixed(
-            streams,
-            model.network.prompts,
-            model.network.config.vocab_size,
-            progress.step,
-            _grain(mesh, num_microbatches),
-        )
     ahead, late = _placing(mesh)
     pace = Pace()
-    pending: list[dict[str, Array]] = []
     with contextlib.ExitStack() as stack:
+        interruption = stack.enter_context(Interruption(can_save=model_dir is not None))
         stack.enter_context(log)
         if partitioner is not None:
             stack.enter_context(sharding.partitioned(mesh, partitioner.rules))
         # A turn ends when somebody leaves, the last one with the run.
         while progress.active and progress.step < schedule.steps:
             others = trees.merge(frozen, progress.part())
-            tx = members.optimizer(progress.active)
+            tx = optimizer(progress.active)
             train_step = jax.jit(
                 make_train_step(model, tx, num_microbatches),
                 donate_argnums=0,
                 out_shardings=(progress.places()[1], None),
             )
-            if mixed is not None:
-                mixed.go_on(progress.step, [m.name for m in progress.active])
-            with Prefetch(mixed or streams[""], ahead) as feed:
+            batches.go_on(progress.step, [m.name for m in progress.active])
+            with Prefetch(batches, ahead) as feed:
                 pace.follow(feed)
                 for batch in feed:
                     progress.state, metrics = train_step(
                         progress.state, others, late(batch)
                     )
-                    progress.step += 1
+                    progress.count(metrics)
                     pace.step(metrics["loss"])
-                    pending.append(metrics)
                     if schedule.due(progress.step, schedule.log_period):
-                        progress.log_losses(log, jax.device_get(pending))
+                        progress.log_losses(log)
                         log.pace(progress.step, pace.lap())
-                        pending = []
                     else:
                         log.advance(progress.step)
                     if schedule.due(progress.step, schedule.eval_period):
                         with pace.paused():
                             progress.evaluate(log, frozen)
                     someone_leaves = progress.settle()
-                    if progress.is_to_be_saved:
+                    number = interruption.number() if progress.may_agree() else 0
+                    if progress.is_to_be_saved() or number:
                         with pace.paused():
                             progress.save()
-                    if someone_leaves or progress.step == schedule.steps:
+                    if number and progress.active and progress.step < schedule.steps:
+                        raise Interrupted(number, progress.step, model_dir)
+                    if someone_leaves or progress.step >= schedule.steps:
                         break
                 else:
                     break
     if trees.fingerprint(frozen) != frozen_bytes:
         raise RuntimeError("a frozen parameter changed during training")
-    report.say(f"frozen parameters unchanged (sha256 {frozen_bytes[:12]})")
+    if frozen:
+        report.say(f"frozen parameters unchanged (sha256 {frozen_bytes[:12]})")
     if model_dir is not None:
         processes.in_first(lambda: plots.learning_curve(model_dir))
     return progress.results(time.monotonic() - started, pace.run())

@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each of the prompts that one run tunes has to itself, from its start to its end.
+"""What each of those that one run tunes has to itself, from its start to its end.
 
-A run has one member, which owns all that is tuned, or several, each of which owns its
-prompt: nothing of one member depends on another.
+A run has one member or several, each of which owns the leaves that it tunes: nothing of
+one member depends on another.
 """
 
 import dataclasses
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import optax
 
-from prompt_tuning import trees
-from prompt_tuning.training import optimizers
 from prompt_tuning.training.best_evaluation import Selection
 from prompt_tuning.types import Params
 
@@ -27,51 +24,22 @@ Evaluate = Callable[[Params, Params], Mapping[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One prompt of a run, or all that it tunes.
+    """One of those that a run tunes: a prompt, or a whole model.
 
     Attributes:
-      name: of the prompt in the network's bank; '' for the only member of a run, which
-        owns all tuned leaves.
-      tx: the optimizer of its leaves.
-      batches: called with the number of the first batch wanted. In the rows of a named
-        member the ids from V on are positions of its prompt, as if it were the only one.
+      name: of the prompt in the network's bank; of a model, any.
+      tuned: the leaves that it owns and starts from, as a part of the parameters.
+      tx: the optimizer of these.
+      batches: called with the number of the first batch wanted. In a prompt's rows the
+        ids from V on are its positions, as if it were the only one.
       evaluate: gives the validation metrics of (its own tuned, the frozen) leaves.
     """
 
     name: str
+    tuned: Params
     tx: optax.GradientTransformation
     batches: Batches
     evaluate: Evaluate | None = None
-
-    @property
-    def pattern(self) -> str:
-        """Matches the names of its leaves."""
-        return rf"prompts/{re.escape(self.name)}" if self.name else r".*"
-
-    def own(self, tree: Params) -> dict[str, Any]:
-        """Those of a tree's leaves that are its own."""
-        return trees.unflatten(
-            {
-                name: leaf
-                for name, leaf in trees.flatten(tree).items()
-                if re.fullmatch(self.pattern, name)
-            }
-        )
-
-
-def alone(members: Sequence[Member]) -> bool:
-    """Whether these are the one member that owns all its run tunes."""
-    return [member.name for member in members] == [""]
-
-
-def optimizer(members: Sequence[Member]) -> optax.GradientTransformation:
-    """The optimizer of all members' leaves, each moved by its own."""
-    if alone(members):
-        return members[0].tx
-    return optimizers.separate(
-        {member.name: member.tx for member in members},
-        [(member.pattern, member.name) for member in members],
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +48,9 @@ class Result:
 
     Attributes:
       tuned: the best tuned leaves where there was an evaluation, else the last.
-      step: the step that ``outcomes`` comes from.
+      step: the step that ``tuned`` comes from.
       last_step: the step that the run reached.
-      metrics: the validation metrics of ``outcomes``.
+      metrics: the validation metrics of ``tuned``.
       loss: mean loss per target token over the last log period.
       seconds: wall time of this call.
       pace: ``steps_per_second`` and ``input_idle``, the share of the time that the

@@ -6,8 +6,9 @@ parameter scale belong to one weight matrix. Our layers are stacked in one leaf,
 each layer's slice is treated as the matrix it is (`per_layer`).
 """
 
-import re
+import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,43 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.network.prompts import PROMPT_LEAVES
 from prompt_tuning.types import Array, PyTree
 
-Schedule = Callable[[Array], Array]
+LearningRate = Callable[[Array], Array]
 
 STACKED = r"(.*/)?layers/.*"
+
+
+class Optimizer(optax.GradientTransformation):
+    """A transformation that says what it is.
+
+    Attributes:
+      learning_rate: from the number of a step to its rate, or the rate of all.
+      values: the other values that it was made of, with its name; JSON.
+    """
+
+    learning_rate: float | LearningRate
+    values: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        tx: optax.GradientTransformation,
+        learning_rate: float | LearningRate,
+        **values: Any,
+    ) -> "Optimizer":
+        """Says of ``tx`` what it was made of."""
+        described = cls(tx.init, tx.update)
+        described.learning_rate, described.values = learning_rate, values
+        return described
+
+
+def learning_rate_of(tx: optax.GradientTransformation, step: int) -> float | None:
+    """The rate of a step's update, counted from 0; None where ``tx`` does not say."""
+    rate = getattr(tx, "learning_rate", None)
+    return float(_compiled(rate)(step)) if callable(rate) else rate
+
+
+# Schedules are asked once for each record: one small program in place of its parts.
+_compiled = functools.lru_cache(maxsize=128)(jax.jit)
 
 
 def learning_rate_schedule(
@@ -33,7 +68,7 @@ def learning_rate_schedule(
     steps_per_decay: int = 20_000,
     steps_per_cycle: int = 100_000,
     min_learning_rate: float = 1e-8,
-) -> Schedule:
+) -> LearningRate:
     """A product of factors, as T5X's ``create_learning_rate_scheduler`` has it.
 
     T5X's factors keep their arithmetic: constant (times the base rate), linear_warmup,
@@ -117,7 +152,7 @@ def learning_rate_schedule(
 
 
 def adafactor(
-    learning_rate: float | Schedule,
+    learning_rate: float | LearningRate,
     *,
     decay_rate: float = 0.8,
     step_offset: int = 0,
@@ -146,7 +181,7 @@ def adafactor(
         )
 
     rules = ((STACKED, "stacked"), (PROMPT_LEAVES, "prompt"), (r".*", "matrix"))
-    return optax.partition(
+    tx = optax.partition(
         {
             "stacked": per_layer(build(factored=True)),
             "prompt": build(factored=False),
@@ -154,10 +189,21 @@ def adafactor(
         },
         lambda params: trees.labels(params, rules),
     )
+    return Optimizer.of(
+        tx,
+        learning_rate,
+        name="adafactor",
+        decay_rate=decay_rate,
+        step_offset=step_offset,
+        multiply_by_parameter_scale=multiply_by_parameter_scale,
+        clipping_threshold=clipping_threshold,
+        weight_decay_rate=weight_decay_rate,
+        min_dim_size_to_factor=min_dim_size_to_factor,
+    )
 
 
 def adamw(
-    learning_rate: float | Schedule,
+    learning_rate: float | LearningRate,
     *,
     b1: float = 0.9,
     b2: float = 0.999,
@@ -166,42 +212,38 @@ def adamw(
 ) -> optax.GradientTransformation:
     """AdamW, with clipping of the global gradient norm if ``max_grad_norm`` is given."""
     tx = optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay_rate)
-    if max_grad_norm is None:
-        return tx
-    return optax.chain(optax.clip_by_global_norm(max_grad_norm), tx)
+    if max_grad_norm is not None:
+        tx = optax.chain(optax.clip_by_global_norm(max_grad_norm), tx)
+    return Optimizer.of(
+        tx,
+        learning_rate,
+        name="adamw",
+        b1=b1,
+        b2=b2,
+        weight_decay_rate=weight_decay_rate,
+        max_grad_norm=max_grad_norm,
+    )
 
 
-def separate(
-    optimizers: Mapping[str, optax.GradientTransformation], rules: trees.Rules
+def by_member(
+    members: Mapping[str, optax.GradientTransformation],
 ) -> optax.GradientTransformation:
-    """An optimizer for each part of a tree, as if the other parts were not there.
+    """An optimizer of ``{member: leaves}`` that moves each member by its own.
 
-    `optax.partition` shows every optimizer the whole tree, its parts masked; here each
-    sees its part alone, so that its state, also of what clips the norm of a tree, is
-    that of a run without the others.
-
-    Args:
-      optimizers: by the label of their part.
-      rules: labels of the leaves (see `trees.labels`), each one of ``optimizers``.
+    Each sees its member's leaves alone, so that its state, also of what clips the norm
+    of a tree, is that of a run without the others.
     """
 
-    def parts(tree: PyTree) -> dict[str, PyTree]:
-        labels = trees.labels(tree, rules)
-        return {label: trees.select(tree, labels, label) for label in optimizers}
-
     def init(params: PyTree) -> dict[str, PyTree]:
-        return {
-            label: optimizers[label].init(part) for label, part in parts(params).items()
-        }
+        return {name: tx.init(params[name]) for name, tx in members.items()}
 
     def update(updates: PyTree, state: PyTree, params: PyTree):
-        own_updates, own_params = parts(updates), parts(params)
         results = {
-            label: tx.update(own_updates[label], state[label], own_params[label])
-            for label, tx in optimizers.items()
+            name: tx.update(updates[name], state[name], params[name])
+            for name, tx in members.items()
         }
-        merged = trees.merge(*(moved for moved, _ in results.values()))
-        return merged, {label: new for label, (_, new) in results.items()}
+        moved = {name: update for name, (update, _) in results.items()}
+        return moved, {name: new for name, (_, new) in results.items()}
 
     return optax.GradientTransformation(init, update)
 
@@ -234,8 +276,3 @@ def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
         )
 
     return optax.GradientTransformation(init, update)
-
-
-def is_stacked(name: str) -> bool:
-    """Whether a leaf of this name stacks the layers along its first axis."""
-    return re.fullmatch(STACKED, name) is not None

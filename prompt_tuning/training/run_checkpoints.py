@@ -2,7 +2,7 @@
 """Checkpoints of a run: what is tuned, its optimizer, the step, key and data position.
 
 Frozen parameters are not part of a run's checkpoints. Leaves are stored under one flat
-name each ('tuned/prompts/task', 'opt_state/0/mu/...'), so that a checkpoint can be
+name each ('tuned/NAME/prompts/NAME', 'opt_state/NAME/0/mu/...'), so that a checkpoint can be
 compared with a run name by name before any array is read.
 """
 
@@ -30,6 +30,10 @@ COMPLETE = "_CHECKPOINT_METADATA"
 REMOVALS = 20  # attempts, a tenth of a second apart
 
 
+class Damaged(UserError):
+    """A checkpoint that cannot be read."""
+
+
 class Checkpoints:
     """The checkpoints of one run, in ``MODEL_DIR/checkpoints/STEP``.
 
@@ -42,7 +46,7 @@ class Checkpoints:
       max_to_keep: the newest so many are kept; None keeps all.
     """
 
-    def __init__(self, model_dir: files.Path, max_to_keep: int | None = 1):
+    def __init__(self, model_dir: files.Path, max_to_keep: int | None = 2):
         if max_to_keep is not None and max_to_keep < 1:
             raise UserError(
                 f"max_to_keep={max_to_keep} would keep no checkpoint; give 1 or more, "
@@ -64,7 +68,7 @@ class Checkpoints:
         step: int,
         state: TrainState,
         position: dict[str, Any],
-        best: dict[str, Any] | None = None,
+        record: dict[str, Any],
     ) -> None:
         """Writes a checkpoint and then deletes those beyond ``max_to_keep``.
 
@@ -73,7 +77,7 @@ class Checkpoints:
             left as it is, for its state is the same.
           state: what training changes.
           position: where in the data the run is; JSON.
-          best: the best evaluation so far; JSON.
+          record: how far each member has come, by its name; JSON.
 
         Raises:
           UserError: the folder is not writable or the disk is full, or the folder
@@ -90,7 +94,7 @@ class Checkpoints:
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(_pack(state)),
             position=ocp.args.JsonSave(position),
-            best=ocp.args.JsonSave({} if best is None else {"best": best}),
+            record=ocp.args.JsonSave(record),
         )
         try:
             with _quiet(), self._manager() as manager:
@@ -105,8 +109,8 @@ class Checkpoints:
 
     def restore(
         self, abstract_state: TrainState, step: int | None = None
-    ) -> tuple[TrainState, dict[str, Any], dict[str, Any] | None]:
-        """Reads ``(state, position, best)`` of a step, by default of the newest.
+    ) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
+        """Reads ``(state, position, record)`` of a step, by default of the newest.
 
         Args:
           abstract_state: shapes and dtypes to expect, e.g. of `jax.eval_shape` over
@@ -115,8 +119,8 @@ class Checkpoints:
           step: the step.
 
         Raises:
-          UserError: there is no such checkpoint, it cannot be read, or its leaves are
-            not those of the run.
+          Damaged: it cannot be read.
+          UserError: there is no such checkpoint, or its leaves are not those of the run.
         """
         steps = self.steps()
         step = step if step is not None else max(steps, default=None)
@@ -141,7 +145,7 @@ class Checkpoints:
         arguments = ocp.args.Composite(
             state=ocp.args.StandardRestore(targets),
             position=ocp.args.JsonRestore(),
-            best=ocp.args.JsonRestore(),
+            record=ocp.args.JsonRestore(),
         )
         with self._readable(step), _quiet(), self._manager() as manager:
             stored = manager.item_metadata(step)["state"]
@@ -152,26 +156,30 @@ class Checkpoints:
             for name, leaf in items["state"].items()
         }
         state = _unpack(restored, abstract_state)
-        return state, items["position"], items["best"].get("best")
+        return state, items["position"], items["record"]
 
-    def read_best(self, step: int) -> dict[str, Any] | None:
-        """What `save` was given as ``best`` at a step; reads no array."""
-        arguments = ocp.args.Composite(best=ocp.args.JsonRestore())
+    def read_record(self, step: int) -> dict[str, Any]:
+        """The record that `save` was given at a step; reads no array."""
+        arguments = ocp.args.Composite(record=ocp.args.JsonRestore())
         with self._readable(step), _quiet(), self._manager() as manager:
-            return manager.restore(step, args=arguments)["best"].get("best")
+            return manager.restore(step, args=arguments)["record"]
+
+    def remove(self, step: int) -> None:
+        """Deletes a checkpoint."""
+        processes.in_first(lambda: shutil.rmtree(self.folder / str(step)))
 
     @contextlib.contextmanager
     def _readable(self, step: int) -> Iterator[None]:
-        """Turns whatever goes wrong with a step's files into a UserError."""
+        """Turns whatever goes wrong with a step's files into `Damaged`."""
         try:
             yield
         except UserError:
             raise
         # Orbax passes on what its storage libraries raise, of no common class.
         except Exception as error:
-            raise UserError(
+            raise Damaged(
                 f"the checkpoint {self.folder / str(step)} cannot be read "
-                f"({files.first_line(error)}); delete it to go on from an earlier one"
+                f"({files.first_line(error)})"
             ) from error
 
     def _manager(self) -> ocp.CheckpointManager:
@@ -183,7 +191,7 @@ class Checkpoints:
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(),
                 "position": ocp.JsonCheckpointHandler(),
-                "best": ocp.JsonCheckpointHandler(),
+                "record": ocp.JsonCheckpointHandler(),
             },
         )
 

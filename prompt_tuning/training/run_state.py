@@ -1,54 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far a run has come: its state, who still takes part, and what is saved of both."""
 
-import dataclasses
 import math
 import pathlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from prompt_tuning import processes, report, trees
 from prompt_tuning.devices import sharding
 from prompt_tuning.errors import UserError
-from prompt_tuning.network.prompts import Prompt
-from prompt_tuning.training import members
+from prompt_tuning.training import optimizers
 from prompt_tuning.training.best_evaluation import Best, Selection, host_copy
 from prompt_tuning.training.members import Member, Result, Standing
-from prompt_tuning.training.run_checkpoints import Checkpoints
+from prompt_tuning.training.run_checkpoints import Checkpoints, Damaged
+from prompt_tuning.training.schedule import Schedule
 from prompt_tuning.training.step import TrainState
 from prompt_tuning.types import Array, Params, PyTree
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """When things happen, in steps; a period of 0 means never.
-
-    Attributes:
-      steps: the step at which training ends.
-      eval_period: steps between evaluations; the last step is always evaluated.
-      checkpoint_period: steps between checkpoints; the last step is always saved.
-      log_period: steps between records of the loss.
-      patience: evaluations without a better metric after which training stops; 0
-        trains to the end.
-      metric: the metric that chooses the best parameters (higher is better); None
-        takes the mean of all metrics, as the paper does where a task has several.
-      keep_last: take the last evaluation for the best, whatever its metrics.
-    """
-
-    steps: int
-    eval_period: int = 0
-    checkpoint_period: int = 0
-    log_period: int = 10
-    patience: int = 0
-    metric: str | None = None
-    keep_last: bool = False
-
-    def due(self, step: int, period: int) -> bool:
-        """Whether ``step`` ends a period or the run."""
-        return step == self.steps or bool(period) and step % period == 0
 
 
 class Progress:
@@ -62,9 +34,7 @@ class Progress:
 
     def __init__(
         self,
-        bank: Sequence[Prompt],
         everyone: Sequence[Member],
-        tuned: Params,
         schedule: Schedule,
         *,
         key: Array,
@@ -73,71 +43,107 @@ class Progress:
     ):
         """Starts at step 0, or where the newest checkpoint in ``model_dir`` stands.
 
+        Where that one is damaged the one before it is taken.
+
         Args:
-          bank: the prompts of the network.
-          everyone: the members of the run.
-          tuned: what they start from.
+          everyone: the members of the run; several are the prompts of the network's
+            bank, in its order.
           schedule: lengths and periods.
           key: see `TrainState`.
           model_dir: folder of the run; None keeps nothing.
           mesh: where the state lies; must be given to several processes.
 
         Raises:
-          UserError: the checkpoint is of another run.
+          UserError: the checkpoint is of another run, or none can be read.
         """
-        self._places = {prompt.name: i for i, prompt in enumerate(bank)}
         self._everyone = everyone
-        self._start = tuned
         self._mesh = mesh
         self._schedule = schedule
         self._folder = model_dir
+        self._key = key
         self._checkpoints = None if model_dir is None else Checkpoints(model_dir)
+        self._unlogged: list[Mapping[str, Any]] = []
+        # Of the checkpoints that are kept, by their steps.
+        self._records: dict[int, dict[str, Any]] = {}
+        self._saved_at = time.monotonic()
+        steps = [] if self._checkpoints is None else self._checkpoints.steps()
+        for step in reversed(steps):
+            try:
+                self._resume(step)
+                break
+            except Damaged as error:
+                if step == steps[0]:
+                    raise UserError(
+                        f"{error}; there is no other: delete {self._checkpoints.folder} "
+                        "to begin again from step 0"
+                    ) from error
+                report.say(f"{error}; it is deleted, and the one before it taken")
+                self._checkpoints.remove(step)
+        else:
+            self._begin(list(everyone))
+        self.step = int(self.state.step)
+        self.settle()
+
+    def _begin(self, here: list[Member]) -> None:
+        """The state of these members at step 0, and the standings of all."""
+        schedule = self._schedule
         self.standings = {
             member.name: Standing(
                 Selection(
-                    model_dir,
+                    self._folder,
+                    member.name,
                     schedule.metric,
                     schedule.patience,
                     schedule.keep_last,
-                    member.name,
                 )
             )
-            for member in everyone
+            for member in self._everyone
         }
-        latest = self._checkpoints and self._checkpoints.latest_step()
-        here = list(everyone)
-        if latest is not None:
-            self._resume(self._checkpoints.read_best(latest) or {})
-            # Those who left before it are no part of the checkpoint.
-            here = [m for m in here if self.standings[m.name].left in (None, latest)]
+        self._here = here
         # A step donates its state's buffers, and the caller's arrays must survive it.
-        own = trees.merge(*(member.own(tuned) for member in here))
-        own = jax.tree.map(lambda x: jax.numpy.array(x, jax.numpy.float32), own)
+        own = jax.tree.map(
+            lambda x: jax.numpy.array(x, jax.numpy.float32),
+            {member.name: member.tuned for member in here},
+        )
         self.state = TrainState.create(
-            own, members.optimizer(here), jax.random.clone(key)
+            own, optimizer(here), jax.random.clone(self._key)
         )
         if processes.count() > 1:
             # An array on one process's device can neither be saved nor meet the others'.
-            self.state = sharding.replicate(self.state, mesh)
-        if latest is not None:
-            self.state, _, _ = self._checkpoints.restore(self.places()[0], latest)
-            report.say(f"resuming from step {latest} in {model_dir}")
-        self.step = int(self.state.step)
-        self._here = here
-        self.settle()
+            self.state = sharding.replicate(self.state, self._mesh)
 
-    def _resume(self, found: Mapping[str, Any]) -> None:
-        """Takes the standings from a checkpoint's record (see `save`)."""
-        records = {"": found} if members.alone(self._everyone) else found
-        if records.keys() != self.standings.keys() or any(
-            "left" not in record for record in records.values()
-        ):
+    def _resume(self, step: int) -> None:
+        """The state and the standings of a checkpoint.
+
+        Raises:
+          Damaged: it, or the best leaves that it names, cannot be read.
+          UserError: it is of another run.
+        """
+        record = self._checkpoints.read_record(step)
+        standings = record["members"]
+        if list(standings) != [member.name for member in self._everyone]:
             raise UserError(
-                f"{self._folder} holds a run of other prompts; choose another MODEL_DIR "
-                "or the same PROMPTS"
+                f"{self._folder} holds a run of other prompts ({', '.join(standings)}); "
+                "choose another MODEL_DIR or the same PROMPTS"
             )
+        # Those who left before it are no part of the checkpoint.
+        self._begin(
+            [m for m in self._everyone if standings[m.name]["left"] in (None, step)]
+        )
         for name, standing in self.standings.items():
-            standing.resume(records[name])
+            try:
+                standing.resume(standings[name])
+            except UserError as error:
+                raise Damaged(str(error)) from error
+        self.state, _, _ = self._checkpoints.restore(self.places()[0], step)
+        self._unlogged = [
+            {name: _as_computed(value) for name, value in step.items()}
+            for step in record["unlogged"]
+        ]
+        earlier = [each for each in self._checkpoints.steps() if each < step]
+        self._records = {each: self._checkpoints.read_record(each) for each in earlier}
+        self._records[step] = record
+        report.say(f"resuming from step {step} in {self._folder}")
 
     def places(self) -> tuple[TrainState, PyTree | None]:
         """The state as shapes, and where it stays.
@@ -165,36 +171,50 @@ class Progress:
         """
         if len(self.active) < len(self._here):
             self._here = self.active
-            own = [member.own(self.state.tuned) for member in self._here]
-            opt_state = {m.name: self.state.opt_state[m.name] for m in self._here}
-            self.state = self.state.replace(
-                tuned=trees.merge(*own), opt_state=opt_state
+            tuned, opt_state = (
+                {member.name: tree[member.name] for member in self._here}
+                for tree in (self.state.tuned, self.state.opt_state)
             )
-        absent = {}
+            self.state = self.state.replace(tuned=tuned, opt_state=opt_state)
+        absent = []
         for member in self._everyone:
             if member not in self._here:
                 best = self.standings[member.name].selection.best
-                own = member.own(self._start) if best is None else best.tuned
-                absent |= trees.flatten(own)
-        leaves = trees.unflatten(absent)
+                absent.append(member.tuned if best is None else best.tuned)
+        leaves = trees.merge(*absent)
         return leaves if self._mesh is None else sharding.replicate(leaves, self._mesh)
 
-    def log_losses(
-        self, log: report.Log, metrics: Sequence[Mapping[str, np.ndarray]]
-    ) -> None:
-        """Records the losses of some steps, and notes those that are not finite.
+    def count(self, metrics: Mapping[str, Array]) -> None:
+        """Takes note of a step that was taken.
+
+        Args:
+          metrics: every value a number, or one for each member: [E].
+        """
+        self.step += 1
+        self._unlogged.append(metrics)
+
+    def log_losses(self, log: report.Log) -> None:
+        """Records the steps since the last call, and notes losses that are not finite.
 
         Raises:
           UserError: nothing is left to go on with.
         """
-        for member in self.active:
-            own = metrics
-            if member.name:
-                place = self._places[member.name]
-                own = [{k: v[place] for k, v in each.items()} for each in metrics]
+        metrics = jax.device_get(self._unlogged)
+        self._unlogged = []
+        for place, member in enumerate(self._everyone):
             standing = self.standings[member.name]
-            standing.loss = log.training(self.step, own, member.name)
-            standing.diverged = not math.isfinite(standing.loss)
+            if member in self.active:
+                own = [
+                    {name: np.atleast_1d(value)[place] for name, value in step.items()}
+                    for step in metrics
+                ]
+                standing.loss = log.training(
+                    self.step,
+                    member.name,
+                    own,
+                    optimizers.learning_rate_of(member.tx, self.step - 1),
+                )
+                standing.diverged = not math.isfinite(standing.loss)
         if all(standing.diverged for standing in self.standings.values()):
             loss = self.standings[self.active[0].name].loss
             raise UserError(
@@ -211,10 +231,10 @@ class Progress:
             standing = self.standings[member.name]
             if member.evaluate is None or standing.diverged:
                 continue
-            tuned = member.own(self.state.tuned)
+            tuned = self.state.tuned[member.name]
             metrics = processes.agreed(dict(member.evaluate(tuned, frozen)))
             standing.selection.consider(self.step, metrics, tuned)
-            log.validation(self.step, metrics, member.name)
+            log.validation(self.step, member.name, metrics)
 
     def settle(self) -> bool:
         """Lets those leave whose patience is over or whose loss is not finite.
@@ -227,33 +247,60 @@ class Progress:
             selection = standing.selection
             gone = standing.diverged or selection.is_over
             standing.left = self.step if gone else None
-            whose = member.name and f"{member.name} "
             if standing.diverged:
                 report.say(
-                    f"{whose}left at step {self.step}: its loss is {standing.loss}; "
-                    "lower its learning rate"
+                    f"{member.name} left at step {self.step}: its loss is "
+                    f"{standing.loss}; lower its learning rate"
                 )
             elif gone:
                 report.say(
-                    f"{whose}stopped at step {self.step}: {selection.stale} evaluations "
-                    f"without a better metric than {selection.best.value:.4f} of step "
-                    f"{selection.best.step}"
+                    f"{member.name} stopped at step {self.step}: {selection.stale} "
+                    "evaluations without a better metric than "
+                    f"{selection.best.value:.4f} of step {selection.best.step}"
                 )
         return len(self.active) < len(self._here)
 
-    @property
     def is_to_be_saved(self) -> bool:
-        """Whether it is time for a checkpoint, or nobody goes on."""
-        due = self._schedule.due(self.step, self._schedule.checkpoint_period)
-        return self._checkpoints is not None and (due or not self.active)
+        """Whether it is time for a checkpoint, or nobody goes on.
+
+        All processes must call it together.
+        """
+        schedule = self._schedule
+        if self._checkpoints is None:
+            return False
+        if not self.active or schedule.due(self.step, schedule.checkpoint_period):
+            return True
+        # Clocks differ: of several processes the first one decides, and asking it after
+        # each step would cost more than it is worth.
+        if not schedule.checkpoint_seconds or not self.may_agree():
+            return False
+        age = time.monotonic() - self._saved_at
+        return processes.agreed(age > schedule.checkpoint_seconds)
+
+    def may_agree(self) -> bool:
+        """Whether several processes exchange a word after this step; one always may."""
+        log_period = self._schedule.log_period
+        return processes.count() == 1 or self._schedule.due(self.step, log_period)
 
     def save(self) -> None:
         """Writes a checkpoint."""
-        records = {name: each.record() for name, each in self.standings.items()}
-        record = records.get("", records)
+        record = {
+            "members": {name: each.record() for name, each in self.standings.items()},
+            # A resumed run records these steps, as one does that was not interrupted.
+            "unlogged": jax.tree.map(
+                lambda value: np.asarray(value).tolist(),
+                jax.device_get(self._unlogged),
+            ),
+        }
         self._checkpoints.save(self.step, self.state, {"batch": self.step}, record)
-        for standing in self.standings.values():
-            standing.selection.drop_others()
+        self._saved_at = time.monotonic()
+        self._records[self.step] = record
+        kept = self._checkpoints.steps()
+        self._records = {step: self._records[step] for step in kept}
+        for name, standing in self.standings.items():
+            standings = [each["members"][name] for each in self._records.values()]
+            best = [each["best"] for each in standings if each["best"]]
+            standing.selection.keep({each["step"] for each in best})
 
     def results(self, seconds: float, pace: dict[str, float]) -> dict[str, Result]:
         """What each member ends with; one whose loss was not finite has nothing."""
@@ -264,7 +311,7 @@ class Progress:
             if standing.diverged:
                 continue
             if best is None:
-                tuned = host_copy(member.own(self.state.tuned))
+                tuned = host_copy(self.state.tuned[member.name])
                 best = Best(self.step, math.nan, {}, tuned)
             results[member.name] = Result(
                 tuned=best.tuned,
@@ -276,3 +323,14 @@ class Progress:
                 pace=pace,
             )
         return results
+
+
+def _as_computed(value: Any) -> np.ndarray:
+    """A number, or a list, of JSON in the dtype that a step gives it."""
+    array = np.asarray(value)
+    return array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
+
+
+def optimizer(members: Sequence[Member]) -> optax.GradientTransformation:
+    """The optimizer of the members' leaves, each moved by its own."""
+    return optimizers.by_member({member.name: member.tx for member in members})

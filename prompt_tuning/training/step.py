@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One training step: differentiate, accumulate and update the tuned leaves only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.struct
 import jax
@@ -20,19 +20,21 @@ class TrainState:
 
     Attributes:
       step: steps taken, int32.
-      tuned: the tuned leaves, float32.
+      tuned: of each member of the run its leaves, float32, as a part of the
+        parameters: ``{'NAME': {'prompts': {'NAME': [P, H]}}}`` for a prompt, all
+        parameters for a model that is tuned.
       opt_state: the optimizer's statistics of the tuned leaves.
       key: the root of all randomness of the run; step i folds i into it.
     """
 
     step: Array
-    tuned: Params
+    tuned: Mapping[str, Params]
     opt_state: PyTree
     key: Array
 
     @classmethod
     def create(
-        cls, tuned: Params, tx: optax.GradientTransformation, key: Array
+        cls, tuned: Mapping[str, Params], tx: optax.GradientTransformation, key: Array
     ) -> "TrainState":
         """A state at step 0."""
         return cls(jnp.zeros((), jnp.int32), tuned, tx.init(tuned), key)
@@ -46,12 +48,12 @@ def make_train_step(
 ) -> TrainStep:
     """Builds the pure function of one step.
 
-    The gradient is taken with respect to ``run_checkpoints.tuned`` alone: the program holds no
+    The gradient is taken with respect to ``state.tuned`` alone: the program holds no
     gradient, accumulator or optimizer slot of a frozen leaf.
 
     Args:
       model: network and objective.
-      tx: the optimizer.
+      tx: the optimizer of ``{member: leaves}`` (see `optimizers.by_member`).
       num_microbatches: parts that the batch is cut into, along its rows; their
         gradients are added up, which saves activations.
 
@@ -70,8 +72,8 @@ def make_train_step(
         rng = jax.random.fold_in(jax.random.fold_in(state.key, state.step), index)
         dropout = model.network.config.dropout_rate > 0
 
-        def loss_fn(tuned: Params):
-            params = trees.merge(tuned, frozen)
+        def loss_fn(tuned: Mapping[str, Params]):
+            params = trees.merge(*tuned.values(), frozen)
             return model.loss(params, batch, rng if dropout else None, divisor)
 
         (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.tuned)
@@ -107,11 +109,11 @@ def make_train_step(
         indices = jnp.arange(num_microbatches)
         return jax.lax.scan(body, zeros, (indices, parts))[0]
 
-    def norms(grads: Params, batch: Batch) -> Array:  # [] or [E]
+    def norms(grads: Mapping[str, Params], batch: Batch) -> Array:  # [] or [E]
         if "prompt_index" not in batch:
             return optax.global_norm(grads)
         # Prompts that are not tuned any more have no gradient.
-        own = [grads["prompts"].get(prompt.name) for prompt in model.network.prompts]
+        own = [grads.get(prompt.name) for prompt in model.network.prompts]
         return jnp.stack([optax.global_norm(grad) for grad in own])
 
     def train_step(state: TrainState, frozen: Params, batch: Batch):

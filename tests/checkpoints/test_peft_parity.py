@@ -148,10 +148,10 @@ def our_steps(ours, prompt, batch, tx):
         with_prompt(params, prompt), registry.RULES["prompt_tuning"]
     )
     step = jax.jit(make_train_step(model, tx))
-    state = TrainState.create(tuned, tx, jax.random.key(0))
+    state = TrainState.create({"task": tuned}, tx, jax.random.key(0))
     for _ in range(STEPS):
         state, _ = step(state, frozen, batch)
-    return np.asarray(state.tuned["prompts"]["task"])
+    return np.asarray(state.tuned["task"]["prompts"]["task"])
 
 
 def our_recipe(**options):

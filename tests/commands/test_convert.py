@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from prompt_tuning import cli, trees
+from prompt_tuning import cli, dtypes, trees
 from prompt_tuning.checkpoints import (
     base_models,
     formats,
@@ -165,7 +165,7 @@ def test_reference_checkpoints_hold_what_t5x_computed(
             if name.startswith("target/")
         }
     if format == "t5x_native_bf16":
-        bfloat16 = model_file.DTYPES["bfloat16"]
+        bfloat16 = dtypes.FLOATS["bfloat16"]
         want = {
             name: leaf.astype(bfloat16).astype(np.float32)
             for name, leaf in want.items()

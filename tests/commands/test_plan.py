@@ -27,7 +27,7 @@ def own_cache(tmp_path, monkeypatch):
 def xxl(**changes):
     optimizer = optimizers.adafactor(0.3, multiply_by_parameter_scale=False)
     values = {"batch_size": 8, "inputs": 512, "targets": 32, **changes}
-    return Workload(XXL, optimizer=optimizer, **values)
+    return Workload(config=XXL, optimizer=optimizer, **values)
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,17 @@ import jax
 import numpy as np
 import pytest
 
-from prompt_tuning import cli, trees
+from prompt_tuning import cli
 from prompt_tuning.checkpoints import base_models
 from prompt_tuning.devices import sharding, topologies
 from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.errors import UserError
-from prompt_tuning.methods import registry
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import T5Config, Transformer
-from prompt_tuning.runs import common
 from prompt_tuning.training import loop, optimizers
+from prompt_tuning.training.members import Member, Result
+from prompt_tuning.training.schedule import Schedule
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +117,12 @@ def test_batches_that_do_not_divide_name_those_that_do(
 
 
 def test_evaluation_says_that_it_fills_batches_up(capsys):
-    common.check_eval_batch(16, Partitioner(2))
+    Partitioner(2).check_eval_batch(16)
     assert not capsys.readouterr().err
-    common.check_eval_batch(6, Partitioner(2))
+    Partitioner(2).check_eval_batch(6)
     assert "batches get 2 empty rows; set it to 4 or 8" in capsys.readouterr().err
     with pytest.raises(UserError, match="EVAL_BATCH_SIZE=0 must be 1 or more"):
-        common.check_eval_batch(0, Partitioner())
+        Partitioner().check_eval_batch(0)
 
 
 @pytest.mark.parametrize(
@@ -175,18 +175,22 @@ def test_loading_and_training_share_a_partitioner(tiny_checkpoint):
     prompts = (Prompt("task", 3),)
     start = np.linspace(-1, 1, 3 * 16, dtype=np.float32).reshape(3, 16)
 
-    def tune(source: base_models.BaseModel) -> loop.Result:
-        return loop.fit(
-            Model(Transformer(source.config, prompts)),
-            trees.merge(source.params, {"prompts": {"task": start}}),
-            registry.RULES["prompt_tuning"],
+    def tune(source: base_models.BaseModel) -> Result:
+        member = Member(
+            "task",
+            {"prompts": {"task": start}},
             optimizers.adafactor(0.1, multiply_by_parameter_scale=False),
             lambda first: iter(lambda: batch, None),
-            loop.Schedule(4, log_period=1),
+        )
+        return loop.fit(
+            Model(Transformer(source.config, prompts)),
+            source.params,
+            [member],
+            Schedule(4, log_period=1),
             key=jax.random.key(0),
             partitioner=source.partitioner,
             quiet=True,
-        )
+        )["task"]
 
     cut = base_models.load(
         config,

@@ -76,14 +76,14 @@ def tune(model: Model, params, batch: dict, mesh=None, dims: tuple[int, int] = (
         batch = sharding.shard_batch(batch, mesh)
         context = sharding.partitioned(mesh, rules)
     tuned, frozen = registry.split(params, registry.RULES["prompt_tuning"])
-    state = step.TrainState.create(tuned, tx, jax.random.key(3))
+    state = step.TrainState.create({"task": tuned}, tx, jax.random.key(3))
     with context:
         train_step = jax.jit(step.make_train_step(model, tx))
         state, metrics = train_step(state, frozen, batch)
-        gradient = state.opt_state[0].trace["prompts"]["task"]
+        gradient = state.opt_state[0].trace["task"]["prompts"]["task"]
         for _ in range(STEPS - 1):
             state, _ = train_step(state, frozen, batch)
-    return metrics["loss"], gradient, state.tuned["prompts"]["task"]
+    return metrics["loss"], gradient, state.tuned["task"]["prompts"]["task"]
 
 
 @pytest.fixture(scope="module")

@@ -210,12 +210,12 @@ def test_a_prompt_is_tuned_on_int8_weights_as_on_the_restored_ones(
         params = trees.merge(weights, prompts)
         moving, frozen = registry.split(params, registry.RULES["prompt_tuning"])
         before = trees.fingerprint(frozen)
-        state = step.TrainState.create(moving, tx, jax.random.key(0))
+        state = step.TrainState.create({"task": moving}, tx, jax.random.key(0))
         train_step = jax.jit(step.make_train_step(model, tx))
         for _ in range(3):
             state, _ = train_step(state, frozen, batch)
         assert trees.fingerprint(frozen) == before
-        tuned.append(np.asarray(state.tuned["prompts"]["task"]))
+        tuned.append(np.asarray(state.tuned["task"]["prompts"]["task"]))
     np.testing.assert_allclose(*tuned, rtol=1e-4, atol=1e-4)
     assert np.max(np.abs(tuned[0] - prompts["prompts"]["task"])) > 0.3
 

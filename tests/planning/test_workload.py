@@ -33,13 +33,21 @@ V6E = topologies.parse("v6e:1x1")
 def work(tiny_config):
     config = dataclasses.replace(tiny_config, remat="full")
     optimizer = optimizers.adafactor(0.3, multiply_by_parameter_scale=False)
-    return Workload(config, 16, 56, 8, optimizer, "prompt_tuning", 8, "float32")
+    return Workload(
+        config=config,
+        batch_size=16,
+        inputs=56,
+        targets=8,
+        optimizer=optimizer,
+        prompt_length=8,
+        frozen_dtype="float32",
+    )
 
 
 def xxl(**changes):
     optimizer = optimizers.adafactor(0.3, multiply_by_parameter_scale=False)
     values = {"batch_size": 8, "inputs": 512, "targets": 32, **changes}
-    return Workload(XXL, optimizer=optimizer, **values)
+    return Workload(config=XXL, optimizer=optimizer, **values)
 
 
 def test_arguments_are_those_of_training(work):
@@ -49,7 +57,8 @@ def test_arguments_are_those_of_training(work):
     state, frozen, batch = workload.abstract_arguments(work, mesh)
     params = work.model.init(jax.random.key(0))
     tuned, rest = registry.split(params, registry.RULES["prompt_tuning"])
-    real = TrainState.create(tuned, work.optimizer, jax.random.key(0))
+    tx = optimizers.by_member({workload.MEMBER: work.optimizer})
+    real = TrainState.create({workload.MEMBER: tuned}, tx, jax.random.key(0))
     shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     assert shapes(state) == shapes(real)
     assert shapes(frozen) == shapes(rest)
@@ -128,7 +137,14 @@ def test_flops_by_hand():
     """One layer each, every term written out."""
     config = T5Config(100, 4, 2, 1, 1, 3, 5)
     optimizer = optimizers.adafactor(0.3)
-    work = Workload(config, 2, 7, 3, optimizer, prompt_length=1)
+    work = Workload(
+        config=config,
+        batch_size=2,
+        inputs=7,
+        targets=3,
+        optimizer=optimizer,
+        prompt_length=1,
+    )
     projection, mlp, logits = 4 * 6, 3 * 4 * 5, 4 * 100
     encoder = (4 * projection + mlp) + 2 * projection  # and memory's keys, values
     decoder = 6 * projection + mlp + logits
@@ -157,10 +173,11 @@ def test_forward_flops_agree_with_the_compiler(work):
     config = dataclasses.replace(config, num_decoder_layers=1, emb_dim=256)
     work = dataclasses.replace(work, config=config)
     state, frozen, batch = workload.abstract_arguments(work)
+    tuned = state.tuned[workload.MEMBER]
     logits = lambda tuned, rest, batch: work.model.logits(
         trees.merge(tuned, rest), batch
     )
-    cost = jax.jit(logits).lower(state.tuned, frozen, batch).compile().cost_analysis()
+    cost = jax.jit(logits).lower(tuned, frozen, batch).compile().cost_analysis()
     number = flops.count(work)
     assert cost["flops"] == pytest.approx(
         number["weights"] / 2 + number["attention"] / 3, rel=0.1

@@ -17,8 +17,8 @@ from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import Transformer
 from prompt_tuning.training import loop, optimizers
-
-RULES = registry.RULES["prompt_tuning"]
+from prompt_tuning.training.members import Member
+from prompt_tuning.training.schedule import Schedule
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +42,16 @@ def prompted(tiny_config, tiny_batch):
 def run(prompted, schedule, model_dir=None, evaluate=None, rate=0.3):
     model, params, batches = prompted
     tx = optimizers.adafactor(rate, multiply_by_parameter_scale=False)
+    tuned, frozen = registry.split(params, registry.RULES["prompt_tuning"])
     return loop.fit(
         model,
-        params,
-        RULES,
-        tx,
-        batches,
+        frozen,
+        [Member("task", tuned, tx, batches, evaluate)],
         schedule,
         key=jax.random.key(1),
         model_dir=model_dir,
-        evaluate=evaluate,
         quiet=True,
-    )
+    )["task"]
 
 
 def falling_norm(tuned, frozen):
@@ -65,9 +63,9 @@ def test_resumed_equals_uninterrupted_to_the_last_bit(prompted, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
         folder.mkdir()
-    schedule = loop.Schedule(6, eval_period=2, checkpoint_period=3, log_period=1)
+    schedule = Schedule(6, eval_period=2, checkpoint_period=3, log_period=1)
     expected = run(prompted, schedule, whole, falling_norm)
-    first = loop.Schedule(3, eval_period=2, checkpoint_period=3, log_period=1)
+    first = Schedule(3, eval_period=2, checkpoint_period=3, log_period=1)
     run(prompted, first, parts, falling_norm)
     resumed = run(prompted, schedule, parts, falling_norm)
     assert resumed.last_step == expected.last_step == 6
@@ -88,7 +86,7 @@ def test_late_data_are_on_record(prompted, tmp_path):
             time.sleep(0.4)
             yield batch
 
-    schedule = loop.Schedule(8, log_period=4)
+    schedule = Schedule(8, checkpoint_period=0, log_period=4)
     quick = run(prompted, schedule)
     late = run((model, params, slow), schedule, tmp_path)
     assert 0 <= quick.pace["input_idle"] < 1
@@ -111,7 +109,7 @@ def test_broken_data_end_the_run_as_they_are(prompted):
         raise UserError("row 3 is broken")
 
     with pytest.raises(UserError, match="^row 3 is broken$"):
-        run((model, params, broken), loop.Schedule(4))
+        run((model, params, broken), Schedule(4))
     assert not [t for t in threading.enumerate() if t.name == "prefetch"]
 
 
@@ -123,28 +121,28 @@ def test_the_best_step_is_kept_not_the_last(prompted, tmp_path):
         seen.append(np.array(tuned["prompts"]["task"]))
         return {"score": next(scores)}
 
-    result = run(prompted, loop.Schedule(6, 2, 2), tmp_path, evaluate)
+    result = run(prompted, Schedule(6, 2, 2), tmp_path, evaluate)
     assert (result.step, result.last_step) == (4, 6)
     np.testing.assert_array_equal(result.tuned["prompts"]["task"], seen[1])
 
 
 def test_patience_ends_the_run(prompted):
     scores = iter([2.0, 1.0, 1.0, 5.0])
-    schedule = loop.Schedule(8, eval_period=2, patience=2)
+    schedule = Schedule(8, eval_period=2, patience=2)
     result = run(prompted, schedule, None, lambda *_: {"score": next(scores)})
     assert (result.step, result.last_step) == (2, 6)
 
 
 def test_a_stopped_run_stays_stopped(prompted, tmp_path):
     scores = iter([2.0, 1.0, 1.0])
-    schedule = loop.Schedule(8, eval_period=2, patience=2, log_period=2)
+    schedule = Schedule(8, eval_period=2, patience=2, log_period=2)
     run(prompted, schedule, tmp_path, lambda *_: {"score": next(scores)})
     again = run(prompted, schedule, tmp_path, lambda *_: {"score": next(scores)})
     assert (again.step, again.last_step) == (2, 6)
 
 
 def test_files_of_a_run(prompted, tmp_path):
-    run(prompted, loop.Schedule(4, 2, 2, log_period=2), tmp_path, falling_norm)
+    run(prompted, Schedule(4, 2, 2, log_period=2), tmp_path, falling_norm)
     records = [json.loads(x) for x in (tmp_path / "metrics.jsonl").open()]
     assert [r["step"] for r in records if r["split"] == "validation"] == [2, 4]
     assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
@@ -152,19 +150,19 @@ def test_files_of_a_run(prompted, tmp_path):
 
 
 def test_an_unknown_metric_is_named(prompted):
-    schedule = loop.Schedule(2, eval_period=2, metric="f1")
+    schedule = Schedule(2, eval_period=2, metric="f1")
     with pytest.raises(UserError, match="no metric is called 'f1'.*score"):
         run(prompted, schedule, None, falling_norm)
 
 
 def test_a_diverging_loss_stops_the_run(prompted):
     with pytest.raises(UserError, match="lower the learning rate"):
-        run(prompted, loop.Schedule(4, log_period=1), rate=float("nan"))
+        run(prompted, Schedule(4, log_period=1), rate=float("nan"))
 
 
 def test_another_prompt_length_does_not_resume(prompted, tiny_config, tmp_path):
-    run(prompted, loop.Schedule(2, checkpoint_period=2), tmp_path)
+    run(prompted, Schedule(2, checkpoint_period=2), tmp_path)
     model = Model(Transformer(tiny_config, (Prompt("task", 2),)))
     other = (model, jax.jit(model.init)(jax.random.key(0)), prompted[2])
     with pytest.raises(UserError, match="prompts/task"):
-        run(other, loop.Schedule(4, checkpoint_period=2), tmp_path)
+        run(other, Schedule(4, checkpoint_period=2), tmp_path)

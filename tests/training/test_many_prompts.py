@@ -14,19 +14,18 @@ from prompt_tuning.checkpoints import prompt_file
 from prompt_tuning.devices import sharding
 from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.errors import UserError
-from prompt_tuning.methods import registry
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt, virtual_ids
 from prompt_tuning.network.transformer import T5Config, Transformer
-from prompt_tuning.runs import prompt_specs
+from prompt_tuning.runs import member_specs
 from prompt_tuning.training import (
     loop,
-    members,
     optimizers,
     prompt_lists,
     shared_batches,
 )
 from prompt_tuning.training.members import Member
+from prompt_tuning.training.schedule import Schedule
 
 CONFIG = T5Config(
     vocab_size=64,
@@ -37,7 +36,6 @@ CONFIG = T5Config(
     head_dim=8,
     mlp_dim=32,
 )
-RULES = registry.RULES["prompt_tuning"]
 KEY = jax.random.key(7)
 BASE = jax.jit(Model(Transformer(CONFIG)).init)(jax.random.key(0))
 BATCH = 4
@@ -66,6 +64,10 @@ class Kind:
     def start(self) -> np.ndarray:
         draw = np.random.default_rng(self.seed).normal(size=(self.length, 16))
         return draw.astype(np.float32)
+
+    @property
+    def tuned(self) -> dict:
+        return {"prompts": {self.name: self.start}}
 
     def batch(self, number: int) -> dict[str, np.ndarray]:
         """Rows whose ids from V on are positions of this prompt alone."""
@@ -115,7 +117,7 @@ KINDS = (
         "c", 3, tx=optimizers.adafactor(0.03, multiply_by_parameter_scale=False), seed=2
     ),
 )
-STEPS = loop.Schedule(4, log_period=1)
+STEPS = Schedule(4, log_period=1)
 
 
 def norm(tuned, frozen):
@@ -127,36 +129,28 @@ def norm(tuned, frozen):
 def network(kinds, factor=None):
     bank = tuple(Prompt(kind.name, kind.length) for kind in kinds)
     model = Model(Transformer(CONFIG, bank), loss_normalizing_factor=factor)
-    starts = {kind.name: kind.start for kind in kinds}
-    return model, {**BASE, "prompts": starts}
+    return model
 
 
-def together(kinds, schedule=STEPS, factor=None, evaluate=None, params=None, **more):
-    """Runs them as one; ``evaluation`` gives each prompt's evaluation by its name."""
-    model, own = network(kinds, factor)
+def together(kinds, schedule=STEPS, factor=None, evaluate=None, frozen=BASE, **more):
+    """Runs them as one; ``evaluate`` gives each prompt's evaluation by its name."""
     everyone = [
-        Member(kind.name, kind.tx, kind.batches, evaluate and evaluate(kind.name))
+        Member(
+            kind.name,
+            kind.tuned,
+            kind.tx,
+            kind.batches,
+            evaluate and evaluate(kind.name),
+        )
         for kind in kinds
     ]
     more = {"key": KEY, "quiet": True, **more}
-    return loop.fit_many(model, params or own, RULES, everyone, schedule, **more)
+    return loop.fit(network(kinds, factor), frozen, everyone, schedule, **more)
 
 
-def single(kind, schedule=STEPS, factor=None, evaluate=None, **more):
+def single(kind, *args, **more):
     """Runs one by itself."""
-    model, params = network([kind], factor)
-    return loop.fit(
-        model,
-        params,
-        RULES,
-        kind.tx,
-        kind.batches,
-        schedule,
-        key=KEY,
-        evaluate=evaluate and evaluate(kind.name),
-        quiet=True,
-        **more,
-    )
+    return together([kind], *args, **more)[kind.name]
 
 
 def assert_same(found, expected):
@@ -204,31 +198,29 @@ def test_what_clips_one_prompts_gradient_does_not_see_the_others():
         kind.name: kind
         for kind in (KINDS[1], dataclasses.replace(KINDS[1], name="d", seed=9))
     }
-    tuned = {"prompts": {name: kind.start for name, kind in kinds.items()}}
+    tuned = {name: kind.tuned for name, kind in kinds.items()}
     grads = jax.tree.map(lambda leaf: leaf**3, tuned)
-    everyone = [Member(name, kind.tx, kind.batches) for name, kind in kinds.items()]
-    tx = members.optimizer(everyone)
+    tx = optimizers.by_member({name: kind.tx for name, kind in kinds.items()})
     state = tx.init(tuned)
-    own = {m.name: m.tx.init(m.own(tuned)) for m in everyone}
+    own = {name: kind.tx.init(kind.tuned) for name, kind in kinds.items()}
     for _ in range(3):
         updates, state = tx.update(grads, state, tuned)
-        for m in everyone:
-            expected, own[m.name] = m.tx.update(m.own(grads), own[m.name], m.own(tuned))
-            jax.tree.map(np.testing.assert_array_equal, m.own(updates), expected)
+        for name, kind in kinds.items():
+            expected, own[name] = kind.tx.update(grads[name], own[name], kind.tuned)
+            jax.tree.map(np.testing.assert_array_equal, updates[name], expected)
     jax.tree.map(np.testing.assert_array_equal, state, own)
 
 
 def test_on_eight_devices_rows_are_filled_up(tmp_path):
     """Three times four rows do not divide over eight devices; nor do two times."""
     evaluate = stops_early("b")
-    schedule = loop.Schedule(6, eval_period=2, patience=1, log_period=1)
+    schedule = Schedule(6, eval_period=2, patience=1, log_period=1)
     expected = together(KINDS, schedule, evaluate=evaluate)
     partitioner = Partitioner()
     assert partitioner.mesh.shape[sharding.DATA] == 8
-    _, params = network(KINDS)
-    params = sharding.replicate(params, partitioner.mesh)
+    frozen = sharding.replicate(BASE, partitioner.mesh)
     found = together(
-        KINDS, schedule, evaluate=evaluate, params=params, partitioner=partitioner
+        KINDS, schedule, evaluate=evaluate, frozen=frozen, partitioner=partitioner
     )
     for name, result in expected.items():
         assert_same(found[name], result)
@@ -254,7 +246,7 @@ def stops_early(*names):
     return evaluate
 
 
-EARLY = loop.Schedule(14, 2, 2, log_period=1, patience=2)
+EARLY = Schedule(14, 2, 2, log_period=1, patience=2)
 
 
 def test_a_prompt_that_stopped_leaves_the_batch_to_the_others():
@@ -306,7 +298,7 @@ def test_a_resumed_run_of_many_equals_the_uninterrupted_one(tmp_path):
         [r for r in report.read_metrics(folder) if r["split"] == "train"]
         for folder in (whole, parts)
     ]
-    assert records[0] == records[1] and {r["prompt"] for r in records[0]} == set("abc")
+    assert records[0] == records[1] and {r["member"] for r in records[0]} == set("abc")
     again = together(KINDS, schedule, evaluate=evaluate, model_dir=parts)
     assert {n: r.last_step for n, r in again.items()} == {
         n: r.last_step for n, r in expected.items()
@@ -314,7 +306,7 @@ def test_a_resumed_run_of_many_equals_the_uninterrupted_one(tmp_path):
 
 
 def test_a_run_of_other_prompts_is_not_resumed(tmp_path):
-    schedule = loop.Schedule(2, checkpoint_period=1)
+    schedule = Schedule(2, checkpoint_period=1)
     together(KINDS[:2], schedule, model_dir=tmp_path)
     with pytest.raises(UserError, match="other prompts.*another MODEL_DIR"):
         together(KINDS, schedule, model_dir=tmp_path)
@@ -391,7 +383,7 @@ def test_a_mixed_batch_holds_the_rows_of_all():
     ],
 )
 def test_names_are_made_of_what_differs(prompts, names):
-    found = prompt_lists.expand(prompts, tuple(prompt_specs.OWN_VALUES))
+    found = prompt_lists.expand(prompts, tuple(member_specs.OWN_VALUES))
     assert [each.name for each in found] == names
 
 
@@ -441,15 +433,15 @@ def test_one_command_equals_the_runs_it_stands_for(arguments, tmp_path, capsys):
     results = json.loads(shown.out)
     assert json.loads((tmp_path / "many/results.json").read_text()) == results
     names = {"seed_1-learning_rate_0.1", "seed_2-learning_rate_0.1", "long"}
-    assert {row["name"] for row in results["prompts"]} == names
+    assert {row["name"] for row in results["members"]} == names
     assert all(name in shown.err for name in names)
-    scores = [row["selected_by"] for row in results["prompts"]]
+    scores = [row["selected_by"] for row in results["members"]]
     assert scores == sorted(scores, reverse=True)
-    assert results["best"] == {"many_reviews": results["prompts"][0]["name"]}
-    assert f"the best on many_reviews: {results['prompts'][0]['name']}" in shown.err
+    assert results["best"] == {"many_reviews": results["members"][0]["name"]}
+    assert f"the best on many_reviews: {results['members'][0]['name']}" in shown.err
     for name, values in (
         ("seed_2-learning_rate_0.1", {"SEED": 2, "LEARNING_RATE": 0.1}),
-        ("long", {"PROMPT_LENGTH": 5, "train.prompt_init": "class_labels"}),
+        ("long", {"PROMPT_LENGTH": 5, "Tuning.prompt_init": "class_labels"}),
     ):
         assert cli.main(arguments(name, **values)) == 0
         found, card = prompt_file.load_prompt(
@@ -460,8 +452,8 @@ def test_one_command_equals_the_runs_it_stands_for(arguments, tmp_path, capsys):
         )
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5)
         assert card == same_card
-        (row,) = (row for row in results["prompts"] if row["name"] == name)
-        run = json.loads((tmp_path / name / "results.json").read_text())
+        (row,) = (row for row in results["members"] if row["name"] == name)
+        run = json.loads((tmp_path / name / "results.json").read_text())["members"][0]
         for key in ("best_step", "last_step", "validation"):
             assert row[key] == run[key]
     # What it wrote gives the same run: every learning rate is still its own.
@@ -497,7 +489,7 @@ def test_one_command_equals_the_runs_it_stands_for(arguments, tmp_path, capsys):
             "uses no LEARNING_RATE",
         ),
         (
-            {"PROMPTS": [{"seed": 1}], "train.prompt_length": 0},
+            {"PROMPTS": [{"seed": 1}], "Tuning.prompt_length": 0},
             "leave PROMPTS out",
         ),
     ],

@@ -21,11 +21,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from prompt_tuning import cli, processes, report, trees
+from prompt_tuning import cli, files, processes, report, trees
 from prompt_tuning.checkpoints import prompt_file
 from prompt_tuning.devices import sharding
 from prompt_tuning.errors import UserError
-from prompt_tuning.runs import common
 
 SECONDS = 900
 # JAX alone takes 100 seconds to miss a process that died, and 300 for one that failed.
@@ -58,7 +57,7 @@ def look_around(folder: pathlib.Path) -> dict:
             {"rows": ROWS[:3]}, sharding.make_mesh()
         ),
         "failure": lambda: processes.in_first(functools.partial(refuse, index)),
-        "folder": lambda: common.writable_folder(str(folder / f"own-{index}")),
+        "folder": lambda: files.writable_folder(str(folder / f"own-{index}")),
     }
     for name, attempt in attempts.items():
         with pytest.raises(UserError) as caught:
@@ -325,7 +324,7 @@ def test_two_processes_stop_early_as_one_does(pair, alone):
     assert "stopped at step 6: 2 evaluations without a better metric" in first
     assert "stopped at step" not in second
     results = [
-        json.loads((run / "patient" / "results.json").read_text())
+        json.loads((run / "patient" / "results.json").read_text())["members"][0]
         for run in (folder, alone)
     ]
     for found in results:
@@ -399,7 +398,7 @@ def test_two_processes_tune_several_prompts_as_one_does(arguments, tmp_path):
             rtol=1e-5,
             atol=1e-5,
         )
-    rows = json.loads((two / "results.json").read_text())["prompts"]
+    rows = json.loads((two / "results.json").read_text())["members"]
     assert {row["name"]: row["last_step"] for row in rows} == {"still": 4, "moving": 7}
 
 

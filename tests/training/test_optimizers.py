@@ -141,20 +141,6 @@ def test_a_long_prompt_is_not_factored(run):
     np.testing.assert_allclose(moments.v["prompts"]["p"], second_moment, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "stacked"),
-    [
-        ("encoder/layers/mlp/wo/kernel", True),
-        ("layers/x", True),
-        ("encoder/encoder_norm/scale", False),
-        ("encoder/layers_0/mlp", False),
-        ("prompts/layers", False),
-    ],
-)
-def test_stacked_leaves_are_told_by_their_name(name, stacked):
-    assert optimizers.is_stacked(name) is stacked
-
-
 def test_adamw_clips_the_global_norm_before_its_statistics():
     params = {"a": jnp.zeros(3), "b": jnp.zeros(4)}
     grads = {"a": jnp.full(3, 300.0), "b": jnp.full(4, -400.0)}

@@ -116,7 +116,7 @@ def run_of(method):
     tuned, frozen = registry.split(PARAMS, registry.RULES[method])
     tx = optimizers.adafactor(0.1, weight_decay_rate=1e-5)
     step = make_train_step(MODEL, tx)
-    states = [TrainState.create(tuned, tx, jax.random.key(0))]
+    states = [TrainState.create({"all": tuned}, tx, jax.random.key(0))]
     compiled = jax.jit(step).lower(states[0], frozen, BATCH).compile()
     for _ in range(3):
         states.append(compiled(states[-1], frozen, BATCH)[0])
@@ -128,7 +128,7 @@ def run_of(method):
 def test_a_step_moves_every_tuned_parameter_and_no_other(method):
     run = run_of(method)
     before = trees.flatten(PARAMS)
-    after = trees.flatten(trees.merge(run.states[1].tuned, run.frozen))
+    after = trees.flatten(trees.merge(run.states[1].tuned["all"], run.frozen))
     assert before.keys() == after.keys()
     moved = {name for name in before if (before[name] != after[name]).any()}
     labels = trees.flatten(trees.labels(PARAMS, registry.RULES[method]))
@@ -160,11 +160,7 @@ def weight_shapes():
     """Shape -> name of every weight, also of one layer's slice, also transposed."""
     shapes = {}
     for name, leaf in trees.flatten(FROZEN).items():
-        whole = (
-            [leaf.shape, leaf.shape[1:]]
-            if optimizers.is_stacked(name)
-            else [leaf.shape]
-        )
+        whole = [leaf.shape, leaf.shape[1:]] if "/layers/" in name else [leaf.shape]
         for shape in whole:
             shapes[shape] = shapes[shape[::-1]] = name
     return shapes
@@ -325,7 +321,7 @@ def test_accumulated_gradients_equal_the_whole_batchs(factor):
     model = Model(MODEL.network, loss_normalizing_factor=factor)
     # From zeros, a step of rate 1 shows the gradient to float32's last bits.
     zeros = jax.tree.map(jnp.zeros_like, TUNED)
-    state = TrainState.create(zeros, tx, jax.random.key(0))
+    state = TrainState.create({"all": zeros}, tx, jax.random.key(0))
     step = jax.jit(make_train_step(model, tx, num_microbatches=2))
     after, metrics = step(state, FROZEN, BATCH)
 
@@ -335,7 +331,7 @@ def test_accumulated_gradients_equal_the_whole_batchs(factor):
     loss, _, grads = prompt_gradient(zeros, {**BATCH, "decoder_loss_weights": weights})
     np.testing.assert_allclose(metrics["loss"], loss / divisor, rtol=1e-5)
     assert_close(
-        jax.tree.map(jnp.negative, after.tuned["prompts"]),
+        jax.tree.map(jnp.negative, after.tuned["all"]["prompts"]),
         jax.tree.map(lambda grad: grad / divisor, grads),
     )
 
@@ -354,7 +350,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit():
     model = Model(Transformer(dataclasses.replace(CONFIG, dropout_rate=0.2), PROMPTS))
     tx = optimizers.adafactor(0.3, multiply_by_parameter_scale=False)
     step = jax.jit(make_train_step(model, tx))
-    start = TrainState.create(TUNED, tx, jax.random.key(5))
+    start = TrainState.create({"all": TUNED}, tx, jax.random.key(5))
 
     def run(state, count):
         metrics = {}
@@ -382,7 +378,7 @@ def test_bfloat16_weights_leave_prompts_gradients_and_statistics_in_float32():
     model = Model(Transformer(dataclasses.replace(CONFIG, dtype="bfloat16"), PROMPTS))
     frozen = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), FROZEN)
     tx = optimizers.adafactor(0.3, multiply_by_parameter_scale=False)
-    state = TrainState.create(TUNED, tx, jax.random.key(0))
+    state = TrainState.create({"all": TUNED}, tx, jax.random.key(0))
 
     def loss(tuned):
         return model.loss(trees.merge(tuned, frozen), BATCH)[0]
@@ -392,7 +388,7 @@ def test_bfloat16_weights_leave_prompts_gradients_and_statistics_in_float32():
         assert kinds <= {jnp.dtype("float32"), jnp.dtype("int32")}
     after, metrics = jax.jit(make_train_step(model, tx))(state, frozen, BATCH)
     same = lambda a, b: a.dtype == b.dtype and a.shape == b.shape
-    assert all(jax.tree.leaves(jax.tree.map(same, after.tuned, TUNED)))
+    assert all(jax.tree.leaves(jax.tree.map(same, after.tuned["all"], TUNED)))
     assert all(jax.tree.leaves(jax.tree.map(same, after.opt_state, state.opt_state)))
     want, _, _ = prompt_gradient(TUNED, BATCH)
     np.testing.assert_allclose(metrics["loss"], want, rtol=0.02)

@@ -37,7 +37,7 @@ def history(prompted):
     model, tuned, frozen, batch = prompted
     tx = optax.sgd(3e-3)
     step = jax.jit(make_train_step(model, tx))
-    states, metrics = [TrainState.create(tuned, tx, jax.random.key(0))], []
+    states, metrics = [TrainState.create({"p": tuned}, tx, jax.random.key(0))], []
     for _ in range(6):
         state, found = step(states[-1], frozen, batch)
         states.append(state)
@@ -61,7 +61,7 @@ def test_the_loss_falls(history):
 def test_the_reported_norm_is_that_of_the_gradient_applied(history):
     states, metrics = history
     for before, after, found in zip(states, states[1:], metrics, strict=False):
-        moved = after.tuned["prompts"]["p"] - before.tuned["prompts"]["p"]
+        moved = after.tuned["p"]["prompts"]["p"] - before.tuned["p"]["prompts"]["p"]
         np.testing.assert_allclose(
             np.linalg.norm(moved), 3e-3 * found["grad_norm"], rtol=1e-4
         )
@@ -84,6 +84,6 @@ def test_metrics_count_target_tokens(prompted, history):
 def test_rows_that_do_not_divide_are_refused(prompted):
     model, tuned, frozen, batch = prompted
     tx = optimizers.adafactor(0.3)
-    state = TrainState.create(tuned, tx, jax.random.key(0))
+    state = TrainState.create({"p": tuned}, tx, jax.random.key(0))
     with pytest.raises(ValueError, match="3 rows does not divide into 2 microbatches"):
         jax.eval_shape(make_train_step(model, tx, 2), state, frozen, batch)

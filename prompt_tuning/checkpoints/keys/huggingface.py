@@ -27,10 +27,6 @@ HUB_FILES = (
 )
 HUB_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?"
 
-# Dtype in a file's header, dtype that is read. The package keeps weights in float32 or
-# bfloat16, and of these only float32 holds every number of float16.
-DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float32"}
-
 SAME, TRANSPOSED = "same", "transposed"
 
 # Leaves: name there, name in T5X, orientation. PyTorch's linear maps are [out, in],

@@ -12,8 +12,6 @@ CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
 TENSOR = "prompt_embeddings"
-# Dtypes in the tensor file's header; each widens to float32 without a change of value.
-DTYPES = ("F32", "F16", "BF16")
 
 # Runs of P rows that the tensor holds: PEFT allocates one for the encoder and one for
 # the decoder of such models, and then puts the first before the encoder's input only.

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training run knows of each of its members before it has loaded anything.
+
+A run tunes one prompt, those that PROMPTS lists, each with values of its own, or the
+whole model. All are members that differ in these values and in nothing else.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+from prompt_tuning.checkpoints import prompt_file
+from prompt_tuning.errors import UserError
+from prompt_tuning.runs.identity import describe_init, describe_optimizer
+from prompt_tuning.runs.settings import Data, Settings, TaskSource
+from prompt_tuning.training import prompt_lists
+from prompt_tuning.training.prompt_starts import PromptInit
+
+# Names of a run's one member where nothing else names it.
+PROMPT, MODEL = "prompt", "model"
+PROMPTS_FOLDER, MODEL_FOLDER = "prompts", "model"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemberSpec:
+    """The values of one member.
+
+    Attributes:
+      name: within the run.
+      file: where its result goes, relative to MODEL_DIR.
+      data: what it is tuned on.
+      batch_size: its rows of a batch.
+      prompt_length: positions of its prompt; 0 where it is the model.
+      prompt_init: how that starts.
+      placement: where it stands in a row.
+      optimizer: moves its leaves.
+      seed: of its start and of the order of its data.
+      own: the values that PROMPTS gives it.
+    """
+
+    name: str
+    file: str
+    data: TaskSource
+    batch_size: int
+    prompt_length: int
+    prompt_init: PromptInit | str | None
+    placement: str
+    optimizer: optax.GradientTransformation
+    seed: int
+    own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+# What PROMPTS may set, and the kinds of values that it takes.
+OWN_VALUES: dict[str, tuple[type, ...]] = {
+    "mixture_or_task_name": (str,),
+    "mixture_or_task_module": (str, type(None)),
+    "task_feature_lengths": (Mapping,),
+    "train_split": (str,),
+    "eval_split": (str, type(None)),
+    "batch_size": (int,),
+    "prompt_length": (int,),
+    "prompt_init": (str, type(None), type(lambda: None)),
+    "placement": (str,),
+    "seed": (int,),
+    "learning_rate": (int, float),
+}
+_OF_DATA = {field.name for field in dataclasses.fields(Data)}
+
+
+def specs(settings: Settings) -> tuple[MemberSpec, ...]:
+    """The members of a run.
+
+    Raises:
+      UserError: see `prompt_lists.expand`; a value is of the wrong kind or out of range.
+    """
+    tuning = settings.tuning
+    common = MemberSpec(
+        name=PROMPT if tuning.prompt_length else MODEL,
+        file=prompt_file.FILE if tuning.prompt_length else MODEL_FOLDER,
+        data=settings.data,
+        batch_size=settings.batch_size,
+        prompt_length=tuning.prompt_length,
+        prompt_init=tuning.prompt_init,
+        placement=tuning.placement,
+        optimizer=tuning.optimizer,
+        seed=settings.seed,
+    )
+    found = (common,)
+    if settings.prompts is not None:
+        if not tuning.prompt_length:
+            raise UserError(
+                f"PROMPTS lists prompts, but {tuning.method} tunes none: leave PROMPTS "
+                "out or use a method file of prompt tuning"
+            )
+        variants = prompt_lists.expand(settings.prompts, tuple(OWN_VALUES))
+        found = tuple(_member(common, variant, settings) for variant in variants)
+    for spec in found:
+        if spec.batch_size < 1:
+            raise UserError(f"BATCH_SIZE={spec.batch_size} must be 1 or more")
+    return found
+
+
+def _member(
+    common: MemberSpec, variant: prompt_lists.Variant, settings: Settings
+) -> MemberSpec:
+    """One of several prompts."""
+    values = dict(variant.values)
+    for key, value in values.items():
+        if not isinstance(value, OWN_VALUES[key]) or isinstance(value, bool):
+            raise UserError(f"PROMPTS: {key}={value!r} is no value for {key}")
+    if "learning_rate" in values:
+        values["optimizer"] = _optimizer_at(
+            values.pop("learning_rate"), variant.name, settings
+        )
+    of_data = {key: values.pop(key) for key in _OF_DATA & values.keys()}
+    data = common.data
+    if of_data.get("mixture_or_task_name", data.mixture_or_task_name) != (
+        data.mixture_or_task_name
+    ):
+        # The files that a configuration describes are its own task's.
+        of_data["local_task"] = None
+    return dataclasses.replace(
+        common,
+        name=variant.name,
+        file=f"{PROMPTS_FOLDER}/{variant.name}.safetensors",
+        data=dataclasses.replace(data, **of_data),
+        own=variant.values,
+        **values,
+    )
+
+
+def _optimizer_at(
+    rate: float, name: str, settings: Settings
+) -> optax.GradientTransformation:
+    """The optimizer of a prompt at its own rate.
+
+    Raises:
+      UserError: it is none, or nothing makes an optimizer of it.
+    """
+    if not rate > 0:
+        raise UserError(f"learning_rate={rate} must be above 0")
+    if settings.optimizer_at is None:
+        raise UserError(
+            f"prompt {name!r} has a learning_rate: give the settings an optimizer_at "
+            "that makes the optimizer of it"
+        )
+    return settings.optimizer_at(rate)
+
+
+def identity(spec: MemberSpec, content: Mapping[str, str]) -> dict[str, Any]:
+    """What a member's numbers follow from, as JSON.
+
+    Args:
+      spec: the member.
+      content: what tells the data of each of its splits from others.
+    """
+    data = spec.data
+    return {
+        "task": data.mixture_or_task_name,
+        "task_feature_lengths": dict(data.task_feature_lengths),
+        "template": data.template,
+        "pack": data.pack,
+        "content": dict(content),
+        "batch_size": spec.batch_size,
+        "prompt_length": spec.prompt_length,
+        "prompt_init": describe_init(spec.prompt_init) if spec.prompt_length else None,
+        "placement": spec.placement,
+        "seed": spec.seed,
+        **describe_optimizer(spec.optimizer),
+    }
+
+
+def word(value: Any) -> Any:
+    """A value of PROMPTS as JSON."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return getattr(value, "__qualname__", value)

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tasks of a run's members; what several of them share is made once."""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from prompt_tuning import trees
+from prompt_tuning.errors import UserError
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.prompts import Prompt
+from prompt_tuning.runs.member_specs import PROMPT, MemberSpec
+from prompt_tuning.training.members import Evaluate
+
+if TYPE_CHECKING:
+    from prompt_tuning.data.length_report import Fill
+    from prompt_tuning.runs.task_data import TaskData
+
+
+class MemberTasks:
+    """The data and evaluations of members, each as if there were no other."""
+
+    def __init__(self, vocab_size: int):
+        """Knows no task yet; ``vocab_size`` is that of the model."""
+        self._vocab_size = vocab_size
+        self._tasks: dict[Any, TaskData] = {}
+        self._evaluators: dict[Any, Any] = {}
+        self._fills: dict[Any, Fill] = {}
+
+    def of(self, spec: MemberSpec) -> "TaskData":
+        """The data of a member.
+
+        Raises:
+          UserError: see `TaskData`; the members' tasks have several vocabularies.
+        """
+        key = self._key(spec)
+        if key not in self._tasks:
+            length = spec.prompt_length
+            prompts = (Prompt(PROMPT, length),) if length else ()
+            task = spec.data.open(prompts, self._vocab_size, spec.placement)
+            for other, known in self._tasks.items():
+                if known.vocabulary_fingerprint != task.vocabulary_fingerprint:
+                    raise UserError(
+                        f"{spec.data.mixture_or_task_name} has another vocabulary "
+                        f"({task.vocabulary_name}) than {other[0]} "
+                        f"({known.vocabulary_name}): the prompts of a run share a "
+                        "model; choose the tasks' variants of its vocabulary"
+                    )
+            self._tasks[key] = task
+        return self._tasks[key]
+
+    def fill(self, spec: MemberSpec) -> "Fill":
+        """How full a member's rows are; says it once for all whose rows are alike."""
+        data = spec.data
+        key = (*self._key(spec), data.train_split, data.pack, spec.batch_size)
+        if key not in self._fills:
+            self._fills[key] = self.of(spec).fill(
+                data.train_split, spec.batch_size, pack=data.pack
+            )
+        return self._fills[key]
+
+    def content(self, spec: MemberSpec) -> dict[str, str]:
+        """What tells the data of a member's splits from others."""
+        splits = filter(None, (spec.data.train_split, spec.data.eval_split))
+        return {split: self.of(spec).content(split) for split in splits}
+
+    def evaluate(
+        self,
+        spec: MemberSpec,
+        model: Model,
+        mesh: jax.sharding.Mesh | None,
+        batch_size: int,
+        num_examples: int | None,
+    ) -> Evaluate | None:
+        """The evaluation of a member; None where it has no split for it.
+
+        Raises:
+          UserError: see `TaskData.evaluator`.
+        """
+        if spec.data.eval_split is None:
+            return None
+        task, key = self.of(spec), (*self._key(spec), spec.data.eval_split)
+        if key not in self._evaluators:
+            self._evaluators[key] = task.evaluator(
+                spec.data.eval_split, model, mesh, batch_size, num_examples
+            )
+        return functools.partial(_evaluate, self._evaluators[key], bool(task.prompts))
+
+    def _key(self, spec: MemberSpec) -> tuple:
+        return (*spec.data.key, spec.prompt_length, spec.placement)
+
+
+def _evaluate(evaluator, is_prompt: bool, tuned, frozen):
+    """Metrics of a member; a prompt goes by the name that all have when evaluated."""
+    if is_prompt:
+        (prompt,) = tuned["prompts"].values()
+        tuned = {"prompts": {PROMPT: prompt}}
+    return evaluator(trees.merge(tuned, frozen)).metrics

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training run is told, as plain values; gin fills them under T5X's macro names."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import optax
+
+from prompt_tuning.data.local_task import LocalTask
+from prompt_tuning.devices.partitioner import Partitioner
+from prompt_tuning.network.prompts import Prompt
+from prompt_tuning.network.transformer import T5Config
+from prompt_tuning.training.prompt_starts import PromptInit
+from prompt_tuning.training.schedule import Schedule
+
+if TYPE_CHECKING:
+    from prompt_tuning.runs.task_data import TaskData
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Base:
+    """The base model.
+
+    Attributes:
+      config: its sizes.
+      initial_checkpoint_path: its weights (see `formats.open_model`), or
+        ``embedded:NAME``.
+      frozen_dtype: dtype of frozen weights: 'auto', 'float32', 'bfloat16', 'int8'.
+      activation_dtype: dtype of the computation, likewise.
+    """
+
+    config: T5Config
+    initial_checkpoint_path: str
+    frozen_dtype: str = "auto"
+    activation_dtype: str = "auto"
+
+
+class TaskSource(Protocol):
+    """Where a member's examples come from; `Data` is one.
+
+    What `open` gives must have the attributes and methods of `TaskData`.
+    """
+
+    mixture_or_task_name: str
+    task_feature_lengths: Mapping[str, int]
+    train_split: str
+    eval_split: str | None
+    pack: bool
+
+    @property
+    def template(self) -> str | None:
+        """How a row becomes the inputs, where the task is described by it."""
+        ...
+
+    @property
+    def key(self) -> tuple:
+        """Equal for sources whose opened tasks may be shared."""
+        ...
+
+    def open(
+        self, prompts: Sequence[Prompt], vocab_size: int, placement: str
+    ) -> "TaskData":
+        """The task with the prompts that its rows may carry."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """A registered seqio task or mixture, or local files that become one.
+
+    Attributes:
+      mixture_or_task_name: its name.
+      task_feature_lengths: text tokens of ``inputs`` and ``targets``.
+      mixture_or_task_module: imported to register it.
+      local_task: files to register as the task, if it is not a module's.
+      train_split: split to tune on.
+      eval_split: split that chooses the best step; None keeps the last.
+      pack: several examples a row.
+    """
+
+    mixture_or_task_name: str
+    task_feature_lengths: Mapping[str, int]
+    mixture_or_task_module: str | None = None
+    local_task: LocalTask | None = None
+    train_split: str = "train"
+    eval_split: str | None = "validation"
+    pack: bool = False
+
+    @property
+    def template(self) -> str | None:
+        """How a row becomes the inputs, where the task is described by it."""
+        return None if self.local_task is None else self.local_task.template
+
+    @property
+    def key(self) -> tuple:
+        """Equal for sources whose opened tasks may be shared."""
+        return (
+            self.mixture_or_task_name,
+            self.mixture_or_task_module,
+            tuple(sorted(self.task_feature_lengths.items())),
+        )
+
+    def open(
+        self, prompts: Sequence[Prompt], vocab_size: int, placement: str
+    ) -> "TaskData":
+        """The task with the prompts that its rows may carry; loads TensorFlow.
+
+        Raises:
+          UserError: see `TaskData`.
+        """
+        from prompt_tuning.runs.task_data import TaskData
+
+        return TaskData(
+            self.mixture_or_task_name,
+            self.mixture_or_task_module,
+            self.local_task,
+            self.task_feature_lengths,
+            prompts,
+            vocab_size,
+            placement,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What moves, how, and where it starts.
+
+    Attributes:
+      method: a key of `registry.RULES`.
+      optimizer: moves the tuned leaves.
+      prompt_length: positions of the prompt; 0 for methods without one.
+      prompt_init: how it starts (see `prompt_starts.named` for texts); sampled
+        vocabulary by default.
+      placement: 'prepend', 'append' or 'after_bos'.
+    """
+
+    method: str
+    optimizer: optax.GradientTransformation
+    prompt_length: int = 100
+    prompt_init: PromptInit | str | None = None
+    placement: str = "prepend"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The loss.
+
+    Attributes:
+      z_loss: weight of the z-loss.
+      label_smoothing: probability taken off the target.
+      loss_normalizing_factor: see `losses.weights_and_divisor`.
+    """
+
+    z_loss: float = 1e-4
+    label_smoothing: float = 0.0
+    loss_normalizing_factor: str | float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A training run.
+
+    Attributes:
+      base: the base model.
+      data: what to tune on.
+      tuning: what moves.
+      schedule: lengths and periods.
+      batch_size: rows of a batch over all hosts.
+      objective: the loss.
+      seed: of the prompt, the order of the data and dropout.
+      eval_batch_size: rows of an evaluation batch.
+      num_eval_examples: evaluate on the first so many examples only.
+      num_microbatches: parts of a batch whose gradients are added up.
+      partitioner: how to spread over devices; by default a whole model on each.
+      prompts: several prompts to tune side by side: for each, the values in which it
+        differs from this run's own (see `prompt_lists` and `member_specs.OWN_VALUES`).
+      optimizer_at: makes the optimizer at another learning rate, for ``prompts`` that
+        give one.
+    """
+
+    base: Base
+    data: TaskSource
+    tuning: Tuning
+    schedule: Schedule
+    batch_size: int = 32
+    objective: Objective = Objective()
+    seed: int = 0
+    eval_batch_size: int = 64
+    num_eval_examples: int | None = None
+    num_microbatches: int = 1
+    partitioner: Partitioner = dataclasses.field(default_factory=Partitioner)
+    prompts: Sequence[Mapping[str, Any]] | None = None
+    optimizer_at: Callable[[float], optax.GradientTransformation] | None = None

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training run from its settings to its results: plan, load, run, write.
+
+Each is a function of what the one before gave, and writes nothing outside of the
+folder that `run` and `write` are given::
+
+    plan = tune.plan(settings)          # checks all that can be checked before loading
+    loaded = tune.load(plan)            # base model, data, starts
+    folder = identity.open_folder(model_dir, loaded.identity)
+    found = tune.run(loaded, folder)    # trains; resumes from what the folder holds
+    results = tune.write(loaded, found, folder)
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from prompt_tuning import dtypes, files, processes, report, trees
+from prompt_tuning.checkpoints import base_models
+from prompt_tuning.checkpoints.base_models import BaseModel
+from prompt_tuning.devices import sharding, topologies
+from prompt_tuning.methods import registry
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.prompts import Prompt
+from prompt_tuning.network.transformer import Transformer
+from prompt_tuning.planning import checks
+from prompt_tuning.planning.workload import Workload
+from prompt_tuning.runs import identity, member_specs, outcomes
+from prompt_tuning.runs.member_specs import MemberSpec
+from prompt_tuning.runs.member_tasks import MemberTasks
+from prompt_tuning.runs.settings import Settings
+from prompt_tuning.training import loop, prompt_starts
+from prompt_tuning.training.members import Member, Result
+from prompt_tuning.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run that has been found sound as far as its settings go.
+
+    Attributes:
+      settings: what it was told.
+      members: those that it tunes.
+      weights_dtype: what the base model's weights are kept in.
+    """
+
+    settings: Settings
+    members: tuple[MemberSpec, ...]
+    weights_dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A run that is ready to start.
+
+    Attributes:
+      plan: what it was made of.
+      base: the base model.
+      model: network and objective.
+      frozen: the leaves that nobody moves.
+      members: with their starts, optimizers and data, in the order of the plan.
+      tasks: theirs.
+    """
+
+    plan: Plan
+    base: BaseModel
+    model: Model
+    frozen: Params
+    members: tuple[Member, ...]
+    tasks: MemberTasks
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the run's numbers follow from (see `identity`)."""
+        settings = self.plan.settings
+        return {
+            "base_model": self.base.fingerprint,
+            "weights_dtype": self.plan.weights_dtype,
+            "method": settings.tuning.method,
+            "objective": dataclasses.asdict(settings.objective),
+            "seed": settings.seed,
+            identity.STEPS: settings.schedule.steps,
+            "members": {
+                spec.name: member_specs.identity(spec, self.tasks.content(spec))
+                for spec in self.plan.members
+            },
+        }
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What results and cards say of the whole run."""
+        settings = self.plan.settings
+        return {
+            "method": settings.tuning.method,
+            "base_model": self.base.identity,
+            "seed": settings.seed,
+            "versions": report.versions(),
+        }
+
+
+def plan(settings: Settings) -> Plan:
+    """Checks all that can be checked before anything is loaded.
+
+    Raises:
+      UserError: a value is none, or does not fit the devices.
+    """
+    tuning, base, partitioner = settings.tuning, settings.base, settings.partitioner
+    weights_dtype = registry.weights_dtype(tuning.method, base.frozen_dtype)
+    members = member_specs.specs(settings)
+    if len(members) == 1:
+        # The rows of several are filled up to what the devices share.
+        partitioner.check_batch(members[0].batch_size, settings.num_microbatches)
+    partitioner.check_eval_batch(settings.eval_batch_size)
+    longest = {
+        name: max(spec.data.task_feature_lengths.get(name, 0) for spec in members)
+        for name in ("inputs", "targets")
+    }
+    frozen_dtype = weights_dtype
+    if weights_dtype != dtypes.INT8:
+        frozen_dtype = base_models.resolve_dtype(weights_dtype)
+    dtype = base_models.resolve_dtype(base.activation_dtype)
+    work = Workload(
+        config=dataclasses.replace(base.config, dtype=dtype),
+        batch_size=sum(spec.batch_size for spec in members),
+        inputs=longest["inputs"],
+        targets=longest["targets"],
+        optimizer=tuning.optimizer,
+        method=tuning.method,
+        prompt_length=max(spec.prompt_length for spec in members),
+        frozen_dtype=frozen_dtype,
+        num_partitions=partitioner.mesh.shape[sharding.MODEL],
+        parameter_partitioning_dims=partitioner.parameter_partitioning_dims,
+        num_microbatches=settings.num_microbatches,
+    )
+    checks.check_room(work, topologies.parse(topologies.LOCAL))
+    return Plan(settings, members, weights_dtype)
+
+
+def load(planned: Plan, base: BaseModel | None = None) -> Loaded:
+    """Reads the data, the base model (unless it is given) and the members' starts.
+
+    Raises:
+      UserError: the data or the model are missing, or do not fit.
+    """
+    settings, specs = planned.settings, planned.members
+    tasks = MemberTasks(settings.base.config.vocab_size)
+    batches = []
+    for spec in specs:
+        task, data = tasks.of(spec), spec.data
+        batches.append(
+            task.batches(data.train_split, spec.batch_size, spec.seed, pack=data.pack)
+        )
+        tasks.fill(spec)
+        if data.eval_split is not None:
+            task.check(data.eval_split)
+    if base is None:
+        base = base_models.load(
+            settings.base.config,
+            settings.base.initial_checkpoint_path,
+            frozen_dtype=planned.weights_dtype,
+            activation_dtype=settings.base.activation_dtype,
+            partitioner=settings.partitioner,
+        )
+    bank = tuple(
+        Prompt(spec.name, spec.prompt_length) for spec in specs if spec.prompt_length
+    )
+    model = Model(
+        Transformer(base.config, bank), **dataclasses.asdict(settings.objective)
+    )
+    starts = {
+        prompt.name: start(base, tasks, spec) for prompt, spec in zip(bank, specs)
+    }
+    moving, frozen = registry.split(
+        trees.merge(base.params, {"prompts": starts}) if starts else base.params,
+        registry.rules_of(settings.tuning.method),
+    )
+    members = [
+        Member(
+            name=spec.name,
+            tuned={"prompts": {spec.name: starts[spec.name]}} if starts else moving,
+            tx=spec.optimizer,
+            batches=draw,
+            evaluate=tasks.evaluate(
+                spec,
+                model,
+                base.mesh,
+                settings.eval_batch_size,
+                settings.num_eval_examples,
+            ),
+        )
+        for spec, draw in zip(specs, batches, strict=True)
+    ]
+    return Loaded(planned, base, model, frozen, tuple(members), tasks)
+
+
+def run(
+    loaded: Loaded, folder: pathlib.Path | None = None, *, quiet: bool = False
+) -> dict[str, Result]:
+    """Trains, from where the folder's newest checkpoint stands.
+
+    Returns:
+      What each member ends with; one whose loss was not finite is left out.
+
+    Raises:
+      UserError: see `loop.fit`.
+    """
+    settings = loaded.plan.settings
+    return loop.fit(
+        loaded.model,
+        loaded.frozen,
+        loaded.members,
+        settings.schedule,
+        key=_keys(settings.seed)[1],
+        model_dir=folder,
+        num_microbatches=settings.num_microbatches,
+        partitioner=loaded.base.partitioner,
+        quiet=quiet,
+    )
+
+
+def write(
+    loaded: Loaded, found: Mapping[str, Result], folder: pathlib.Path
+) -> dict[str, Any]:
+    """Writes what the members ended with, and ``results.json``.
+
+    Returns:
+      The content of ``results.json``.
+
+    Raises:
+      UserError: a file cannot be written.
+    """
+    facts, tasks = loaded.facts, loaded.tasks
+    if changes := identity.changes(folder):
+        facts["changes"] = changes
+    metric = loaded.plan.settings.schedule.metric
+    rows = []
+    for spec in loaded.plan.members:
+        result, fill = found.get(spec.name), tasks.fill(spec)
+        rows.append(outcomes.row(spec, result, fill, metric))
+        if result is None:
+            continue
+        path = folder / spec.file
+        if spec.prompt_length:
+            outcomes.save_prompt(path, spec, tasks.of(spec), result, facts)
+        else:
+            outcomes.save_model(path, result, {**facts, **rows[-1]})
+    rows = outcomes.ranked(rows)
+    pace = next(iter(found.values())).pace
+    results = {**facts, "pace": pace, "best": outcomes.best(rows), "members": rows}
+    outcomes.print_table(rows)
+    written = {spec.file.split("/")[0] for spec in loaded.plan.members}
+    report.say(f"wrote {', '.join(str(folder / name) for name in written)}")
+    processes.in_first(lambda: files.write_json(folder / report.RESULTS_FILE, results))
+    return results
+
+
+def start(base: BaseModel, tasks: MemberTasks, spec: MemberSpec) -> jax.Array:  # [P, H]
+    """A prompt at step 0, float32.
+
+    Raises:
+      UserError: the initialisation does not fit the prompt or the vocabulary.
+    """
+    task = tasks.of(spec)
+    make = spec.prompt_init or prompt_starts.sampled_vocab_init()
+    if isinstance(make, str):
+        make = prompt_starts.named(make, task.labels)
+    key, _ = _keys(spec.seed)
+    table = processes.whole(base.table)
+    init = make(table, task.vocabulary.encode, task.vocabulary.unk_id)
+    return init(key, (spec.prompt_length, base.config.emb_dim), np.float32)
+
+
+def _keys(seed: int) -> tuple[jax.Array, jax.Array]:
+    """The keys of a prompt's start and of dropout."""
+    prompt_key, dropout_key = jax.random.split(jax.random.key(seed))
+    return prompt_key, dropout_key
