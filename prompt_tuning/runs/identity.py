@@ -7,6 +7,7 @@ command that means another run is refused before anything in the folder changes.
 """
 
 import inspect
+import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -46,6 +47,7 @@ def open_folder(
       UserError: it holds another run, or cannot be written; what differs is listed.
     """
     folder = pathlib.Path(model_dir)
+    run = json.loads(json.dumps(run))  # as it is read back: a tuple becomes a list
     changes: list[Change] = []
     step = Checkpoints(folder).latest_step()
     if step is not None and (folder / FILE).is_file():

@@ -82,10 +82,10 @@ def test_a_run_shows_steps_best_and_its_prompt(capsys, tmp_path, prompt_path):
     tuned = {"task": {"prompts": {"task": jnp.ones((2, 32))}}}
     state = TrainState.create(tuned, optimizers.adamw(0.1), jax.random.key(0))
     runs = Checkpoints(tmp_path, 2)
-    runs.save(10, state, {"batch": 10}, {"task": {"best": None}})
+    runs.save(10, state, {"batch": 10}, {"members": {"task": {"best": None}}})
     assert "no evaluation yet" in shown(capsys, tmp_path)
     best = {"accuracy": 0.625, "tuned": list(range(99))}
-    runs.save(20, state, {"batch": 20}, {"task": {"best": best}})
+    runs.save(20, state, {"batch": 20}, {"members": {"task": {"best": best}}})
     text = shown(capsys, tmp_path)
     assert "10, 20" in text
     assert "0.625" in text and "99 values" in text

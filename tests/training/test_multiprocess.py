@@ -174,7 +174,7 @@ def arguments(tiny_checkpoint, reviews):
         if command == "train":
             files.append("methods/prompt_tuning.gin")
             values |= {"BATCH_SIZE": 8, "EVAL_BATCH_SIZE": 3, "PROMPT_LENGTH": 3}
-            values |= {"EVAL_PERIOD": 2, "CHECKPOINT_PERIOD": 2, "train.log_period": 1}
+            values |= {"EVAL_PERIOD": 2, "CHECKPOINT_PERIOD": 2, "Schedule.log_period": 1}
         return [
             command,
             *(f"--gin_file={name}" for name in files),
