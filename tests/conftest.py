@@ -5,6 +5,7 @@ import os
 import pathlib
 import tempfile
 import zipfile
+from collections.abc import Callable
 
 # Before JAX starts: sharding is tested on eight simulated devices.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -127,3 +128,30 @@ def reviews(tmp_path_factory) -> dict[str, str]:
         path.write_text("\n".join(lines) + "\n")
         paths[split] = str(path)
     return paths
+
+
+@pytest.fixture(scope="session")
+def train_words(reviews, tiny_checkpoint) -> Callable[..., list[str]]:
+    """Makes the words of a small run of ``train`` out of the values it differs in."""
+
+    def words(**values) -> list[str]:
+        values = {
+            "TASK_FILES": reviews,
+            "TEMPLATE": "{sentence}",
+            "LABEL_NAMES": ["good", "bad"],
+            "TASK_FEATURE_LENGTHS": {"inputs": 8, "targets": 4},
+            "TRAIN_STEPS": 4,
+            "BATCH_SIZE": 8,
+            "EVAL_BATCH_SIZE": 8,
+            "PROMPT_LENGTH": 3,
+            "INITIAL_CHECKPOINT_PATH": tiny_checkpoint,
+            **values,
+        }
+        files = ("models/tiny.gin", "methods/prompt_tuning.gin", "tasks/local_file.gin")
+        return [
+            "train",
+            *(f"--gin_file={name}" for name in files),
+            *(f"--gin.{name}={value}" for name, value in values.items()),
+        ]
+
+    return words

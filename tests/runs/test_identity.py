@@ -2,6 +2,7 @@
 """A run that is resumed is the same run, or says what was changed."""
 
 import json
+import pathlib
 import shutil
 
 import optax
@@ -14,38 +15,24 @@ from prompt_tuning.training import optimizers, prompt_starts
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory, reviews, tiny_checkpoint):
-    """The words of a small run in a folder, with some values changed."""
-    files = tmp_path_factory.mktemp("reviews")
-    for path in reviews.values():
-        shutil.copy(path, files)
-    own = {split: str(files / f"{split}.tsv") for split in reviews}
+def own_reviews(tmp_path_factory, reviews):
+    """Files of the run's task that a test may change, by their splits."""
+    folder = tmp_path_factory.mktemp("reviews")
+    return {split: shutil.copy(path, folder) for split, path in reviews.items()}
 
-    def make(folder, **values):
-        values = {
+
+@pytest.fixture(scope="module")
+def words(train_words, own_reviews):
+    """The words of a small run in a folder, with some values changed."""
+    return lambda folder, **values: train_words(
+        **{
             "MODEL_DIR": folder,
             "MIXTURE_OR_TASK_NAME": "identity_reviews",
-            "TASK_FILES": own,
-            "TEMPLATE": "{sentence}",
-            "LABEL_NAMES": ["good", "bad"],
-            "TASK_FEATURE_LENGTHS": {"inputs": 8, "targets": 4},
-            "TRAIN_STEPS": 4,
-            "BATCH_SIZE": 8,
-            "EVAL_BATCH_SIZE": 8,
+            "TASK_FILES": own_reviews,
             "LEARNING_RATE": 0.1,
-            "PROMPT_LENGTH": 3,
-            "INITIAL_CHECKPOINT_PATH": tiny_checkpoint,
             **values,
         }
-        files = ("models/tiny.gin", "methods/prompt_tuning.gin", "tasks/local_file.gin")
-        return [
-            "train",
-            *(f"--gin_file={name}" for name in files),
-            *(f"--gin.{name}={value}" for name, value in values.items()),
-        ]
-
-    make.files = files
-    return make
+    )
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +83,10 @@ def test_another_run_is_refused_and_nothing_changes(
     assert content(folder) == before
 
 
-def test_other_data_under_the_same_name_are_another_run(words, folder, capsys):
-    path = words.files / "train.tsv"
+def test_other_data_under_the_same_name_are_another_run(
+    words, own_reviews, folder, capsys
+):
+    path = pathlib.Path(own_reviews["train"])
     text = path.read_text()
     path.write_text(text.replace("dull", "slow"))
     try:

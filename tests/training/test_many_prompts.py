@@ -393,33 +393,16 @@ def test_the_values_of_a_combination_are_its_own():
 
 
 @pytest.fixture
-def arguments(tmp_path, reviews, tiny_checkpoint):
+def arguments(tmp_path, train_words):
     """Words of the command for a folder and what differs."""
-
-    def words(folder, **values):
-        values = {
+    return lambda folder, **values: train_words(
+        **{
             "MODEL_DIR": tmp_path / folder,
             "MIXTURE_OR_TASK_NAME": "many_reviews",
-            "TASK_FILES": reviews,
-            "TEMPLATE": "{sentence}",
-            "LABEL_NAMES": ["good", "bad"],
-            "TASK_FEATURE_LENGTHS": {"inputs": 8, "targets": 4},
-            "TRAIN_STEPS": 4,
-            "BATCH_SIZE": 8,
-            "EVAL_BATCH_SIZE": 8,
             "EVAL_PERIOD": 2,
-            "PROMPT_LENGTH": 3,
-            "INITIAL_CHECKPOINT_PATH": tiny_checkpoint,
             **values,
         }
-        files = ("models/tiny.gin", "methods/prompt_tuning.gin", "tasks/local_file.gin")
-        return [
-            "train",
-            *(f"--gin_file={name}" for name in files),
-            *(f"--gin.{name}={value}" for name, value in values.items()),
-        ]
-
-    return words
+    )
 
 
 def test_one_command_equals_the_runs_it_stands_for(arguments, tmp_path, capsys):
