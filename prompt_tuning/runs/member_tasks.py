@@ -62,8 +62,11 @@ class MemberTasks:
 
     def content(self, spec: MemberSpec) -> dict[str, str]:
         """What tells the data of a member's splits from others."""
-        splits = filter(None, (spec.data.train_split, spec.data.eval_split))
-        return {split: self.of(spec).content(split) for split in splits}
+        task, data = self.of(spec), spec.data
+        found = {data.train_split: task.content(data.train_split, pack=data.pack)}
+        if data.eval_split is not None:
+            found[data.eval_split] = task.content(data.eval_split)
+        return found
 
     def evaluate(
         self,

@@ -63,6 +63,7 @@ class TaskData:
         self._provider = examples.find(name, module)
         self.converter = self._converter(pack=False)
         self._reports: dict[tuple[str, bool], LengthReport] = {}
+        self._hashes: dict[str, str] = {}
         self.vocabulary: seqio.Vocabulary = self._provider.output_features[
             "targets"
         ].vocabulary
@@ -105,16 +106,20 @@ class TaskData:
                 report.say(message)
         return self._reports[split, pack]
 
-    def content(self, split: str) -> str:
+    def content(self, split: str, *, pack: bool = False) -> str:
         """What tells a split's examples from others.
 
-        The hash of the file, or of the examples that `check` has looked at.
+        The hash of the file, read once, or of the examples that `check` has looked at
+        for the same ``pack``.
         """
         path = None if self._local is None else self._local.files.get(split)
-        if path is not None:
+        if path is None:
+            return self.check(split, pack=pack).digest
+        if split not in self._hashes:
             with open(path, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        return self.check(split).digest
+                digest = hashlib.file_digest(file, "sha256")
+            self._hashes[split] = digest.hexdigest()
+        return self._hashes[split]
 
     def batches(
         self, split: str, batch_size: int, seed: int, *, pack: bool = False
