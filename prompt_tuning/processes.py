@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,6 +47,9 @@ BLOCK = 1024
 FAILURE = "prompt_tuning/failure"
 LOOK_EVERY = 1.0  # seconds
 LAST_WORDS = 5.0
+# JAX aborts a process, with a code of its own, whose coordination service is gone. Process
+# 0 holds the service and cannot see the others end: it gives them this time to do so.
+HOLD_OPEN = 1.0
 _leaving = threading.Lock()
 
 
@@ -111,8 +115,8 @@ def leave(code: int, reason: str, trace: str = "") -> None:
       trace: what this process prints before it ends.
     """
     if jax.distributed.is_initialized():
-        sys.stderr.write(trace)
-        _leave(code, {"code": code, "process": jax.process_index(), "reason": reason})
+        index = jax.process_index()
+        _leave(code, {"code": code, "process": index, "reason": reason}, trace)
 
 
 def count() -> int:
@@ -205,7 +209,7 @@ def _watch() -> None:
                     f"{failure['reason']}",
                     file=sys.stderr,
                 )
-            _leave(failure["code"], None)
+            _leave(failure["code"])
 
     def finish() -> None:
         # Waits for the others, of which one may still fail.
@@ -218,8 +222,13 @@ def _watch() -> None:
     atexit.register(finish)
 
 
-def _leave(code: int, failure: Mapping[str, Any] | None) -> None:
-    _leaving.acquire()  # For good: of two threads that leave one is enough.
+def _leave(
+    code: int, failure: Mapping[str, Any] | None = None, trace: str = ""
+) -> None:
+    # For good: of two threads that leave one is enough, and what the main thread meets
+    # while the others end is a consequence of the failure, no news.
+    _leaving.acquire()
+    sys.stderr.write(trace)
     client = distributed.global_state.client
     # Another process may have failed before this one, and one may not answer any more.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
@@ -230,6 +239,8 @@ def _leave(code: int, failure: Mapping[str, Any] | None) -> None:
         client.wait_at_barrier(FAILURE, int(1000 * LAST_WORDS))
     sys.stdout.flush()
     sys.stderr.flush()
+    if is_first():
+        time.sleep(HOLD_OPEN)
     # An orderly exit would wait for the others, and they for this one.
     os._exit(code)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far a run has come: its state, who still takes part, and what is saved of both."""
 
+import contextlib
 import math
 import pathlib
 import time
@@ -140,8 +141,11 @@ class Progress:
             {name: _as_computed(value) for name, value in step.items()}
             for step in record["unlogged"]
         ]
-        earlier = [each for each in self._checkpoints.steps() if each < step]
-        self._records = {each: self._checkpoints.read_record(each) for each in earlier}
+        for earlier in self._checkpoints.steps():
+            # One that cannot be read has no say in what is kept: it helps nobody.
+            with contextlib.suppress(Damaged):
+                if earlier < step:
+                    self._records[earlier] = self._checkpoints.read_record(earlier)
         self._records[step] = record
         report.say(f"resuming from step {step} in {self._folder}")
 
@@ -296,7 +300,7 @@ class Progress:
         self._saved_at = time.monotonic()
         self._records[self.step] = record
         kept = self._checkpoints.steps()
-        self._records = {step: self._records[step] for step in kept}
+        self._records = {at: self._records[at] for at in kept if at in self._records}
         for name, standing in self.standings.items():
             standings = [each["members"][name] for each in self._records.values()]
             best = [each["best"] for each in standings if each["best"]]

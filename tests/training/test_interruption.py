@@ -168,6 +168,20 @@ def test_a_damaged_checkpoint_falls_back_on_the_one_before(
     assert_same(found, folder, whole)
 
 
+def test_a_damaged_older_checkpoint_harms_no_newer_one(run, whole, tmp_path, capsys):
+    schedule = dataclasses.replace(SCHEDULE, checkpoint_period=3)
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run(folder, schedule, at=sends(signal.SIGTERM, 10))
+    older, newest = sorted(map(int, os.listdir(folder / "checkpoints")))
+    damage(folder / "checkpoints" / str(older) / "record")
+    capsys.readouterr()
+    found = run(folder, schedule)
+    shown = capsys.readouterr().err
+    assert f"resuming from step {newest}" in shown and "cannot be read" not in shown
+    assert_same(found, folder, whole)
+
+
 def test_without_another_checkpoint_nothing_begins_anew_in_silence(run, tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(Interrupted):
