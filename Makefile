@@ -8,34 +8,51 @@ EXTRAS ?= dev
 PYTHON ?= python3 python3.11 python3.12 python3.13
 
 RUN := $(VENV)/bin/python
+PYTEST := $(RUN) -m pytest -q -n 2 --dist worksteal
+# A target that needs more than EXTRAS names it so; pip adds it to what is there.
 READY := $(VENV)/.ready-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help install demo test slow parity lint format docs dist clean
 
 help: ## List these commands.
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+install: $(READY) ## Make the environment and nothing else: .venv/bin/prompt-tuning.
 
 demo: $(READY) ## Tune a soft prompt on movie reviews (about 10 minutes on two cores).
 	$(RUN) -m prompt_tuning demo
 
 test: $(READY) ## Run the tests that need neither a GPU nor much patience.
-	$(RUN) -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
-lint: $(READY) ## Check formatting, style and types.
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/pyright --pythonpath $(RUN)
+slow: $(READY) ## Run the tests that need patience.
+	$(PYTEST) -m "slow and not gpu"
+
+parity: $(VENV)/.ready-dev,parity ## Compare with transformers and PEFT, on PyTorch.
+	$(RUN) -c "import peft, torch, transformers"
+	$(PYTEST) -m "not gpu" tests/*/test_*_parity.py
+
+lint: $(READY) ## Check formatting, style, types, scripts and workflows.
+	$(VENV)/bin/pre-commit run --all-files --show-diff-on-failure
 
 format: $(READY) ## Format the code and cure what can be cured by itself.
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
+docs: $(VENV)/.ready-dev,docs ## Build the documentation's pages into site/.
+	$(VENV)/bin/mkdocs build --strict
+
+dist: $(READY) ## Build the source distribution and the wheel into dist/.
+	rm -rf dist
+	$(RUN) -m build --quiet
+	$(VENV)/bin/twine check --strict dist/*
+
 clean: ## Remove the environment, caches and builds (runs stay).
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(READY): pyproject.toml setup.py
+$(VENV)/.made: pyproject.toml setup.py
 	@for name in $(PYTHON); do \
 	  if "$$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	      2>/dev/null; then found="$$name"; break; fi; \
@@ -47,6 +64,9 @@ $(READY): pyproject.toml setup.py
 	fi; \
 	echo "Making $(VENV) with $$("$$found" --version): some minutes, once."; \
 	"$$found" -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.ready-%: $(VENV)/.made
 	$(RUN) -m pip install --quiet --no-input --disable-pip-version-check \
-	  --editable ".[$(EXTRAS)]"
+	  --editable ".[$*]"
 	@touch $@

@@ -127,7 +127,17 @@ def test_metadata_of_this_installation():
     (script,) = distribution.entry_points
     assert (script.name, script.value) == ("prompt-tuning", "prompt_tuning.cli:main")
     extras = set(distribution.metadata.get_all("Provides-Extra"))
-    assert extras == {"tpu", "cuda", "plan", "demo", "serve", "hub", "parity", "dev"}
+    assert extras == {
+        "tpu",
+        "cuda",
+        "plan",
+        "demo",
+        "serve",
+        "hub",
+        "parity",
+        "docs",
+        "dev",
+    }
 
 
 def test_dev_holds_what_the_demo_needs():
