@@ -10,6 +10,7 @@ step alone, so that a resumed run sees what an uninterrupted one would have seen
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -300,7 +301,7 @@ def pack(rows: list[list], inputs_length: int, targets_length: int) -> dict:
     return batch
 
 
-def load(folder: str | pathlib.Path, suffix: str = "", **kwargs) -> Mixture:
+def load(folder: str | pathlib.Path, suffix: str = "", **kwargs: Any) -> Mixture:
     """The mixture over ``text{suffix}.npy`` and ``labelled{suffix}.npz`` of a folder.
 
     Args:

@@ -35,8 +35,8 @@ def expand(
     A name is made of the values that differ between the prompts, behind the ``name``
     that a mapping gives.
 
-    >>> [each.name for each in expand([{"seed": [0, 1]}], ["seed"])]
-    ['seed_0', 'seed_1']
+    >>> " ".join(each.name for each in expand([{"seed": [0, 1]}], ["seed"]))
+    'seed_0 seed_1'
 
     Args:
       prompts: values by their names; a list is a choice of alternatives.
