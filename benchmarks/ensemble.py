@@ -21,10 +21,10 @@ import environment
 
 from prompt_tuning import cli
 from prompt_tuning.checkpoints import base_models
-from prompt_tuning.commands import demo
-from prompt_tuning.inference import ensemble_evaluation
+from prompt_tuning.commands import demo, evaluate
 from prompt_tuning.inference.engine import Engine
 from prompt_tuning.inference.store import PromptStore
+from prompt_tuning.runs import common
 from prompt_tuning.tasks import rotten_tomatoes
 
 
@@ -67,7 +67,14 @@ def main() -> None:
         tune(options.folder / name, seed, options.steps)
         store.load(options.folder / name)
     engine = Engine(source, store)
-    table = ensemble_evaluation.evaluate(engine, names, demo.TASK, "test", demo.LENGTHS)
+    table = evaluate.evaluate(
+        config=demo.CONFIG,
+        initial_checkpoint_path=demo.CHECKPOINT,
+        mixture_or_task_name=demo.TASK,
+        mixture_or_task_module=demo.MODULE,
+        task_feature_lengths=demo.LENGTHS,
+        prompt_file=[str(options.folder / name / common.PROMPT_FILE) for name in names],
+    )
 
     texts = rotten_tomatoes.texts_and_labels("test")[0]
     together = [{"prompt": names, "text": text} for text in texts]
@@ -98,13 +105,13 @@ def main() -> None:
         "prompts": len(names),
         "steps": options.steps,
         "accuracy": {
-            "mean": table.mean["accuracy"],
-            "best": table.best["accuracy"],
-            "vote": table.combined["vote"]["accuracy"],
-            "mean log-probability": table.combined["mean"]["accuracy"],
-            "best by validation": table.combined["best"]["accuracy"],
+            "mean": table["mean"]["accuracy"],
+            "best": table["best"]["accuracy"],
+            "vote": table["combined"]["vote"]["accuracy"],
+            "mean log-probability": table["combined"]["mean"]["accuracy"],
+            "best by validation": table["combined"]["best"]["accuracy"],
         },
-        "accuracy_by_prompt": {k: v["accuracy"] for k, v in table.prompts.items()},
+        "accuracy_by_prompt": {k: v["accuracy"] for k, v in table["prompts"].items()},
         "answers_agree": agree,
         "median_seconds": {
             name: statistics.median(times) for name, times in seconds["clock"].items()

@@ -25,16 +25,18 @@ import turns
 
 from prompt_tuning import trees
 from prompt_tuning.checkpoints import base_models, prompt_file
+from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.commands import demo, evaluate, train
-from prompt_tuning.data.feature_converter import PromptFeatureConverter
+from prompt_tuning.data import vocabularies
+from prompt_tuning.inference.encoding import Encoding
 from prompt_tuning.methods import registry
 from prompt_tuning.network import quantization
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import T5Config, Transformer
-from prompt_tuning.runs import baselines, task_data
+from prompt_tuning.runs import baselines
 from prompt_tuning.runs.settings import Base, Data, Settings, Tuning
-from prompt_tuning.tasks import features, rotten_tomatoes
+from prompt_tuning.tasks import rotten_tomatoes
 from prompt_tuning.training import optimizers
 from prompt_tuning.training.prompt_starts import class_labels_init
 from prompt_tuning.training.schedule import Schedule
@@ -105,26 +107,21 @@ def compare(float32: np.ndarray, int8: np.ndarray) -> dict[str, float]:
     }
 
 
-def zero_shot(weights: dict[str, Params]) -> dict[str, Any]:
+def zero_shot(models: dict[str, BaseModel]) -> dict[str, Any]:
     """Rank classification by hand-written prompts."""
-    model = Model(Transformer(demo.CONFIG))
-    found: dict[str, Any] = {}
-    every: dict[str, list[np.ndarray]] = {dtype: [] for dtype in DTYPES}
-    for prompt in demo.HAND_WRITTEN:
-        answers = {}
-        for dtype in DTYPES:
-            parts = []
-            for split in SPLITS:
-                texts, labels = rotten_tomatoes.texts_and_labels(split)
-                parts.append(
-                    baselines.hand_written(
-                        model, weights[dtype], prompt, texts, labels, "mini"
-                    )
-                )
-            answers[dtype] = np.concatenate(parts)
-            every[dtype].append(answers[dtype])
-        found[prompt.pattern] = compare(**answers)
-    found["all five"] = compare(**{d: np.concatenate(every[d]) for d in DTYPES})
+    parts = [rotten_tomatoes.texts_and_labels(split) for split in SPLITS]
+    texts, labels = ([*one, *other] for one, other in zip(*parts, strict=True))
+    answers = {
+        dtype: baselines.hand_written(
+            model, demo.HAND_WRITTEN, texts, labels, vocabularies.load("mini")
+        )
+        for dtype, model in models.items()
+    }
+    found = {
+        prompt.pattern: compare(**{dtype: answers[dtype][i] for dtype in DTYPES})
+        for i, prompt in enumerate(demo.HAND_WRITTEN)
+    }
+    found["all five"] = compare(**{dtype: answers[dtype].ravel() for dtype in DTYPES})
     return found
 
 
@@ -132,9 +129,12 @@ def logits(weights: dict[str, Params]) -> dict[str, float]:
     """How far teacher-forced logits of test sentences and their labels move."""
     model = Model(Transformer(demo.CONFIG))
     texts, labels = rotten_tomatoes.texts_and_labels("test")
-    vocabulary = features.vocabulary("mini")
-    converter = PromptFeatureConverter((), demo.CONFIG.vocab_size, "prepend")
-    (tokens,) = task_data.text_batches(texts, vocabulary, converter, len(texts), None)
+    vocabulary = vocabularies.load("mini")
+    encoding = Encoding({}, 0, demo.CONFIG.vocab_size, vocabulary)
+    rows = [encoding.encode({"text": text}) for text in texts]
+    tokens = np.zeros((len(rows), -(-max(map(len, rows)) // 32) * 32), np.int32)
+    for padded, ids in zip(tokens, rows, strict=True):
+        padded[: len(ids)] = ids
     pieces = [[*vocabulary.encode(label), vocabulary.eos_id] for label in LABELS]
     width = max(map(len, pieces))
     table = np.array([ids + [0] * (width - len(ids)) for ids in pieces], np.int32)
@@ -213,16 +213,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=pathlib.Path)
     options = parser.parse_args()
-    weights = {
-        dtype: base_models.load(demo.CONFIG, demo.CHECKPOINT, frozen_dtype=dtype).params
+    models = {
+        dtype: base_models.load(demo.CONFIG, demo.CHECKPOINT, frozen_dtype=dtype)
         for dtype in DTYPES
     }
+    weights = {dtype: model.params for dtype, model in models.items()}
     results: dict[str, Any] = {
         "model": demo.CHECKPOINT,
         "steps": options.steps,
         "weight_bytes": {dtype: trees.num_bytes(weights[dtype]) for dtype in DTYPES},
         "logits": logits(weights),
-        "zero_shot": zero_shot(weights),
+        "zero_shot": zero_shot(models),
         "tuned": {},
     }
     with tempfile.TemporaryDirectory() as parent:

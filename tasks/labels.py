@@ -14,12 +14,15 @@ from prompt_tuning.errors import UserError
 _LABELS: dict[str, tuple[str, ...]] = {}
 
 
-def register(task_name: str, labels: Sequence[str]) -> None:
-    """Says which targets a task allows.
+def register(task_name: str, labels: Sequence[str] | None) -> None:
+    """Says which targets a task allows; None allows any, as if it was never said.
 
     Raises:
       UserError: fewer than two labels, or one twice.
     """
+    if labels is None:
+        _LABELS.pop(task_name, None)
+        return
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise UserError(
             f"{task_name}: the labels {list(labels)} must be two or more different ones"

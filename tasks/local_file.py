@@ -73,8 +73,7 @@ def register_task(name: str, local: LocalTask) -> seqio.Task:
     except ValueError as error:
         raise UserError(f"{name!r} cannot name a task: {error}") from error
     _REGISTERED.add(name)
-    if local.labels is not None:
-        labels.register(name, local.labels)
+    labels.register(name, local.labels)
     return task
 
 

@@ -54,12 +54,7 @@ DATA = {
     "runs.task_data",
     "t5x_adapter",
 }
-NEEDS_DATA = {
-    "runs.baselines",
-    "commands.demo",
-    "inference.ensemble_evaluation",
-    "runs.infer",
-}
+NEEDS_DATA = {"inference.prompt_evaluation", "runs.evaluations"}
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"}
 GIN = {"config", "cli"}
 LONGEST_MODULE = 450

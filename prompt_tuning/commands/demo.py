@@ -14,11 +14,10 @@ import numpy as np
 import rich.table
 
 from prompt_tuning import files, plots, report
-from prompt_tuning.checkpoints import base_models, prompt_file
+from prompt_tuning.checkpoints import base_models, formats, prompt_file
 from prompt_tuning.commands import evaluate, train
 from prompt_tuning.errors import UserError
-from prompt_tuning.network.model import Model
-from prompt_tuning.network.transformer import T5Config, Transformer
+from prompt_tuning.network.transformer import T5Config
 from prompt_tuning.runs import baselines, member_specs
 from prompt_tuning.runs.baselines import HandWritten
 from prompt_tuning.runs.settings import Base, Data, Settings, Tuning
@@ -170,22 +169,16 @@ def _baselines() -> dict[str, np.ndarray]:
     train_texts, train_labels = rotten_tomatoes.texts_and_labels("train")
     held_texts, held_labels = rotten_tomatoes.texts_and_labels("validation")
     held_out = len(held_texts)
-    source = base_models.load(CONFIG, CHECKPOINT)
-    model = Model(Transformer(source.config))
+    checkpoint = base_models.open_checkpoint(CHECKPOINT)
     report.say("hand-written prompts, by rank classification on the frozen model")
-
-    # Both splits at once: each call compiles its programs.
-    right_by = {
-        prompt: baselines.hand_written(
-            model,
-            source.params,
-            prompt,
-            held_texts + texts,
-            held_labels + labels,
-            "mini",
-        )
-        for prompt in HAND_WRITTEN
-    }
+    found = baselines.hand_written(
+        base_models.load(CONFIG, checkpoint),
+        HAND_WRITTEN,
+        held_texts + texts,
+        held_labels + labels,
+        formats.needed_vocabulary(checkpoint.path),
+    )
+    right_by = dict(zip(HAND_WRITTEN, found, strict=True))
     chosen = max(HAND_WRITTEN, key=lambda prompt: right_by[prompt][:held_out].mean())
     right = {
         "majority class": baselines.majority(train_labels, labels),

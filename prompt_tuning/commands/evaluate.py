@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``eval``: the metrics of a prompt, or of a model alone, on a split of a task."""
+"""``eval``: the metrics of prompts, or of a model alone, on a split of a task."""
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from prompt_tuning import decoding, files, processes, report
 from prompt_tuning.checkpoints import base_models
 from prompt_tuning.checkpoints import prompt_file as prompt_card
 from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.devices.partitioner import Partitioner
-from prompt_tuning.network.model import Model
-from prompt_tuning.network.transformer import T5Config, Transformer
+from prompt_tuning.errors import UserError
+from prompt_tuning.inference import ensembles
+from prompt_tuning.network.prompts import Prompt
+from prompt_tuning.network.transformer import T5Config
+
+if TYPE_CHECKING:
+    from prompt_tuning.inference.prompt_evaluation import Table
 
 
 def evaluate(
@@ -20,7 +25,8 @@ def evaluate(
     initial_checkpoint_path: str,
     mixture_or_task_name: str,
     task_feature_lengths: Mapping[str, int],
-    prompt_file: str | None = None,
+    prompt_file: str | Sequence[str] | None = None,
+    combine: str = "vote",
     mixture_or_task_module: str | None = None,
     local_task: LocalTask | None = None,
     split: str = "test",
@@ -34,7 +40,7 @@ def evaluate(
     force: bool = False,
     on_start: files.OnStart | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a prompt, or a model without one, on a split of a task.
+    """Evaluates prompts, or a model without one, on a split of a task.
 
     Args:
       config: sizes of the model.
@@ -42,7 +48,9 @@ def evaluate(
         ``embedded:NAME``.
       mixture_or_task_name: a registered seqio task or mixture.
       task_feature_lengths: text tokens of ``inputs`` and ``targets``.
-      prompt_file: the prompt, or None for the model alone.
+      prompt_file: the prompt, or a list of several, which answer together; None for the
+        model alone.
+      combine: how one answer is made of those of several prompts (see `ensembles`).
       mixture_or_task_module: imported to register the task.
       local_task: files to register as the task, if it is not a module's.
       split: split to evaluate on.
@@ -59,11 +67,21 @@ def evaluate(
       on_start: called with ``output_dir`` before anything else is written to it.
 
     Returns:
-      The metrics and what they were measured on.
+      The metrics and what they were measured on. Of several prompts also each one's own,
+      their mean, the best prompt's, and those of every rule that combines them.
+
+    Raises:
+      UserError: something is missing or does not fit.
     """
-    from prompt_tuning.inference import evaluation
+    from prompt_tuning.runs import evaluations
     from prompt_tuning.runs.task_data import TaskData
 
+    paths = [prompt_file] if isinstance(prompt_file, str) else list(prompt_file or ())
+    several = len(paths) > 1
+    if combine not in ensembles.RULES:
+        raise UserError(
+            f"COMBINE={combine!r} must be one of {', '.join(ensembles.RULES)}"
+        )
     partitioner = partitioner or Partitioner()
     partitioner.check_eval_batch(batch_size)
     folder = None if output_dir is None else files.writable_folder(output_dir, on_start)
@@ -74,42 +92,49 @@ def evaluate(
         activation_dtype=activation_dtype,
         partitioner=partitioner,
     )
-    prompts, params, card = base_models.attach(source, prompt_file, force)
-    task = TaskData(
-        mixture_or_task_name,
-        mixture_or_task_module,
-        local_task,
-        task_feature_lengths,
+    prompts = evaluations.read(paths, source, force)
+    tasks: dict[str, TaskData] = {}
+    for name, (array, card) in prompts.items():
+        first = not tasks
+        tasks[name] = TaskData(
+            mixture_or_task_name,
+            # The first registers it.
+            mixture_or_task_module if first else None,
+            local_task if first else None,
+            task_feature_lengths,
+            (Prompt(name, len(array)),) if len(array) else (),
+            source.config.vocab_size,
+            card.get("placement") or "prepend",
+        )
+        fingerprint = tasks[name].vocabulary_fingerprint
+        prompt_card.check_vocabulary(dict(card), fingerprint, force)
+        tasks[name].check(split)
+    table = evaluations.evaluate(
+        source,
         prompts,
-        config.vocab_size,
-        card.get("placement", "prepend"),
-    )
-    prompt_card.check_vocabulary(card, task.vocabulary_fingerprint, force)
-    task.check(split)
-    model = Model(Transformer(source.config, prompts))
-    outcome = evaluation.Evaluator(
-        mixture_or_task_name,
+        tasks,
         split,
-        task_feature_lengths,
-        task.converter,
-        evaluation.Answerer(
-            model,
-            task.vocabulary,
-            labels=task.labels,
-            strategy=strategy,
-            max_decode_len=task_feature_lengths["targets"],
-            seed=seed,
-            mesh=source.mesh,
-        ),
+        strategy=strategy,
+        seed=seed,
         batch_size=batch_size,
-    )(params)
+        max_decode_len=task_feature_lengths["targets"],
+    )
+    if several and combine not in table.combined:
+        raise UserError(
+            f"COMBINE={combine!r} does not go with these prompts: choose one of "
+            f"{', '.join(table.combined)}"
+        )
+    outcome = (table.combined if several else table.prompts)[
+        combine if several else next(iter(prompts))
+    ]
     results = {
         "task": mixture_or_task_name,
         "split": split,
         "examples": len(outcome.answers),
-        "prompt": prompt_file,
+        "prompt": prompt_file if isinstance(prompt_file, str | None) else paths,
         "base_model": source.identity,
         "metrics": dict(outcome.metrics),
+        **(_of_several(table, combine) if several else {}),
         "versions": report.versions(),
     }
     if folder is not None and processes.is_first():
@@ -120,3 +145,14 @@ def evaluate(
         ]
         files.write_text(folder / "predictions.jsonl", "\n".join(lines) + "\n")
     return results
+
+
+def _of_several(table: "Table", combine: str) -> dict[str, Any]:
+    """What ``results.json`` says of several prompts beside their common metrics."""
+    return {
+        "combine": combine,
+        "combined": {name: one.metrics for name, one in table.combined.items()},
+        "prompts": {name: one.metrics for name, one in table.prompts.items()},
+        "mean": table.mean,
+        "best": table.best,
+    }

@@ -41,9 +41,7 @@ class Encoding:
         card: Mapping[str, Any],
         length: int,
         vocab_size: int,
-        models_vocabulary: Vocabulary | None = None,
-        *,
-        force: bool = False,
+        vocabulary: Vocabulary | None = None,
     ):
         """Reads a prompt's card.
 
@@ -51,8 +49,7 @@ class Encoding:
           card: vocabulary, labels, template and placement, all of them optional.
           length: positions of the prompt; 0 for a prompt that is all words.
           vocab_size: rows of the model's embedding table, V.
-          models_vocabulary: what the checkpoint says, if it does.
-          force: take a vocabulary that is not the one of the card.
+          vocabulary: of its rows; by default that of the card (see `vocabulary_of`).
 
         Raises:
           UserError: the vocabulary is not to be had, has changed or is too large for
@@ -60,7 +57,7 @@ class Encoding:
             positions that the prompt does not have; or a label is not in the
             vocabulary.
         """
-        self.vocabulary = vocabulary_of(card, models_vocabulary, force=force)
+        self.vocabulary = vocabulary or vocabulary_of(card, None)
         size = self.vocabulary.vocab_size
         if size > vocab_size:
             raise UserError(

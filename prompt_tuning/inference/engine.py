@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from prompt_tuning import decoding
+from prompt_tuning import decoding, processes
 from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.data import buckets
 from prompt_tuning.devices import sharding
@@ -56,6 +56,7 @@ class Engine:
         *,
         batch_sizes: Sequence[int] = (32,),
         longest: int = 1024,
+        lengths: Sequence[int] | None = None,
         strategy: decoding.Strategy | None = None,
         seed: int = 0,
     ):
@@ -68,6 +69,8 @@ class Engine:
             rows of unlike lengths, go into batches that they fill (see `buckets.groups`).
           longest: encoder tokens of a row, those of its prompt included; longer rows
             are refused.
+          lengths: encoder lengths to compile programs for, ascending, in place of some
+            up to ``longest``; the last is the longest.
           strategy: decodes free text; greedy, 32 tokens, by default.
           seed: for strategies that draw; a call with the same rows gives the same.
 
@@ -75,6 +78,7 @@ class Engine:
           UserError: a size is below 1.
         """
         sizes = tuple(sorted(set(batch_sizes)))
+        longest = longest if lengths is None else lengths[-1]
         if not sizes or sizes[0] < 1 or longest < 1:
             raise UserError(
                 f"batches of {list(batch_sizes)} rows of {longest} tokens: give sizes "
@@ -84,9 +88,7 @@ class Engine:
         self._mesh = base.mesh
         self._sizes = sizes
         self._longest = longest
-        shortest = min(SHORTEST_EDGE, longest)
-        steps = math.ceil(math.log(longest / shortest) / math.log(EDGE_FACTOR))
-        self._edges = buckets.edges(shortest, longest, max(1, steps))
+        self._edges = _edges(longest) if lengths is None else tuple(lengths)
         self._vocab_size = base.config.vocab_size
         model = Model(store.network)
         strategy = strategy or decoding.Greedy(max_decode_len=32)
@@ -200,7 +202,7 @@ class Engine:
                     pending.append((part, started))
         results: list[Any] = [None] * len(items)
         for part, started in pending:
-            for index, output in zip(part, np.asarray(started)):
+            for index, output in zip(part, np.asarray(processes.whole(started))):
                 labels = items[index].labels
                 results[index] = output[: len(labels.names)] if labels else output
         return results
@@ -292,3 +294,10 @@ class Engine:
         if calibrate:
             output = output - self._leanings[item.prompt][item.labels.names]
         return ensembles.ranked(item.labels.names, output)
+
+
+def _edges(longest: int) -> list[int]:
+    """Lengths up to the longest, each at most `EDGE_FACTOR` times the one below."""
+    shortest = min(SHORTEST_EDGE, longest)
+    steps = math.ceil(math.log(longest / shortest) / math.log(EDGE_FACTOR))
+    return buckets.edges(shortest, longest, max(1, steps))

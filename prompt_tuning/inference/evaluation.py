@@ -121,8 +121,13 @@ class Evaluation:
     targets: Sequence[str]
 
 
-class Evaluator:
-    """Evaluates parameters on one split, whose examples it keeps in memory."""
+class Split:
+    """A split's examples as a prompt's encoder rows, and the metrics of answers to them.
+
+    Attributes:
+      rows: of each task that has a metric, its padded encoder rows: ``[N, T]``.
+      targets: of the first task's examples.
+    """
 
     def __init__(
         self,
@@ -130,9 +135,6 @@ class Evaluator:
         split: str,
         task_feature_lengths: Mapping[str, int],
         converter: PromptFeatureConverter,
-        answerer: Answerer,
-        *,
-        batch_size: int,
         num_examples: int | None = None,
     ):
         """Reads the split, which `task_data.TaskData.check` has found sound.
@@ -154,28 +156,34 @@ class Evaluator:
         )
         if not self._evaluator.eval_tasks:
             raise UserError(f"{name} has no metric on split {split!r}")
-        self._answerer = answerer
-        self._batch_size = batch_size
-        task = self._evaluator.eval_tasks[0]
-        self._vocabulary = task.output_features["targets"].vocabulary
-        self._targets = [
+        first = self._evaluator.eval_tasks[0]
+        self._vocabulary = first.output_features["targets"].vocabulary
+        cached = self._evaluator.cached_task_datasets[first.name]
+        self.targets = [
             self._vocabulary.decode(example["targets"].tolist())
-            for example in self._evaluator.cached_task_datasets[
-                task.name
-            ].as_numpy_iterator()
+            for example in cached.as_numpy_iterator()
         ]
+        self.rows = []
+        for task in self._evaluator.eval_tasks:
+            dataset = self._evaluator.cached_model_datasets[task.name]
+            rows = [
+                row["encoder_input_tokens"] for _, row in dataset.as_numpy_iterator()
+            ]
+            self.rows.append(np.stack(rows))
 
-    def __call__(self, params: Params) -> Evaluation:
-        """Answers every example and computes the metrics."""
-        answers: list[list[np.ndarray]] = []  # of each task in turn
+    def measure(self, answers: Sequence[Sequence[np.ndarray]]) -> Evaluation:
+        """Computes the metrics.
 
-        def predict(dataset) -> list[tuple[int, list[int]]]:
-            rows = self._answers(params, dataset)
-            answers.append(rows)
-            return [(i, row.tolist()) for i, row in enumerate(rows)]
-
+        Args:
+          answers: of each task, the token ids ``[S]`` of the answer to each row.
+        """
+        waiting = iter(answers)
         future, _ = self._evaluator.evaluate(
-            compute_metrics=True, step=0, predict_fn=predict
+            compute_metrics=True,
+            step=0,
+            predict_fn=lambda _: [
+                (i, ids.tolist()) for i, ids in enumerate(next(waiting))
+            ],
         )
         results = future.result()
         metrics: dict[str, float] = {}
@@ -184,13 +192,35 @@ class Evaluator:
                 value = getattr(value, "value", value)
                 key = name if len(results) == 1 else f"{task.name}/{name}"
                 metrics[key] = float(value)
-        texts = [self._vocabulary.decode(row.tolist()) for row in answers[0]]
-        return Evaluation(metrics, texts, self._targets)
+        texts = [self._vocabulary.decode(ids.tolist()) for ids in answers[0]]
+        return Evaluation(metrics, texts, self.targets)
 
-    def _answers(self, params: Params, dataset) -> list[np.ndarray]:  # N of [S]
-        """Answers to a task's enumerated examples, in their order."""
-        rows = dataset.as_numpy_iterator()
-        tokens = np.stack([row["encoder_input_tokens"] for _, row in rows])
+
+class Evaluator(Split):
+    """Evaluates parameters on one split, whose examples it keeps in memory."""
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        task_feature_lengths: Mapping[str, int],
+        converter: PromptFeatureConverter,
+        answerer: Answerer,
+        *,
+        batch_size: int,
+        num_examples: int | None = None,
+    ):
+        """Reads the split; see `Split`."""
+        super().__init__(name, split, task_feature_lengths, converter, num_examples)
+        self._answerer = answerer
+        self._batch_size = batch_size
+
+    def __call__(self, params: Params) -> Evaluation:
+        """Answers every example and computes the metrics."""
+        return self.measure([self._answers(params, tokens) for tokens in self.rows])
+
+    def _answers(self, params: Params, tokens: np.ndarray) -> list[np.ndarray]:
+        """Answers to a task's rows ``[N, T]``, in their order: N of [S]."""
         found: dict[int, np.ndarray] = {}
         for part in batches_by_length(tokens, self._batch_size):
             batch = batching.pad_rows(
@@ -211,7 +241,11 @@ def batches_by_length(tokens: np.ndarray, rows: int) -> list[buckets.Group]:
       rows: rows of a batch.
     """
     lengths = buckets.used(tokens)
+    return buckets.groups(lengths, edges_of(lengths, rows), [rows])
+
+
+def edges_of(lengths: np.ndarray, rows: int) -> tuple[int, ...]:  # [N]
+    """The lengths that `batches_by_length` pads rows of these lengths to."""
     longest = np.sort(lengths)[::-1][::rows]
     gain = max(0.05, 1 / len(longest))
-    edges = buckets.edges_for(longest, MOST_LENGTHS, gain)
-    return buckets.groups(lengths, edges, [rows])
+    return buckets.edges_for(longest, MOST_LENGTHS, gain)

@@ -20,8 +20,9 @@ import numpy as np
 from prompt_tuning import files
 from prompt_tuning.checkpoints import prompt_file, prompt_formats
 from prompt_tuning.checkpoints.base_models import BaseModel
+from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.errors import UserError
-from prompt_tuning.inference.encoding import Encoding
+from prompt_tuning.inference.encoding import Encoding, vocabulary_of
 from prompt_tuning.inference.table import PromptTable
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import Transformer
@@ -95,7 +96,11 @@ class PromptStore:
         return {**self._base.params, "prompts": {LEAF: table}}
 
     def add(
-        self, name: str, array: np.ndarray, card: Mapping[str, Any]
+        self,
+        name: str,
+        array: np.ndarray,
+        card: Mapping[str, Any],
+        vocabulary: Vocabulary | None = None,
     ) -> StoredPrompt:
         """Adds a prompt.
 
@@ -103,6 +108,8 @@ class PromptStore:
           name: what rows will call it.
           array: ``[P, H]``; ``[0, H]`` for a prompt that is all words.
           card: see `prompt_file`.
+          vocabulary: the vocabulary of its rows, whose sameness with that of the card is
+            known; by default as `encoding.vocabulary_of` finds it.
 
         Raises:
           UserError: the name is taken, or the prompt does not fit the model, the store
@@ -126,8 +133,7 @@ class PromptStore:
             card,
             length,
             self._base.config.vocab_size,
-            self._base.vocabulary,
-            force=self._force,
+            vocabulary or vocabulary_of(card, self._base.vocabulary, force=self._force),
         )
         array = np.array(array, np.float32)
         array.flags.writeable = False

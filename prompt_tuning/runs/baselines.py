@@ -7,11 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from prompt_tuning.network.model import Model
-from prompt_tuning.runs import infer
-from prompt_tuning.types import Params
+from prompt_tuning.checkpoints.base_models import BaseModel
+from prompt_tuning.data.label_sets import LabelSet, label_tokens
+from prompt_tuning.data.vocabularies import Vocabulary
+from prompt_tuning.inference.engine import Engine
+from prompt_tuning.inference.prepared_rows import Item
+from prompt_tuning.inference.store import PromptStore
 
 Texts = Sequence[str]
+BATCH_SIZE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,23 +33,37 @@ def majority(train_labels: Sequence[int], labels: Sequence[int]) -> np.ndarray:
 
 
 def hand_written(
-    model: Model,
-    params: Params,
-    prompt: HandWritten,
+    base: BaseModel,
+    prompts: Sequence[HandWritten],
     texts: Texts,
     labels: Sequence[int],
-    vocabulary: str,
+    vocabulary: Vocabulary,
 ) -> np.ndarray:
-    """Which examples the frozen model gets right by ranking the verbalizers: [N] bool."""
-    rows = infer.answer_texts(
-        model,
-        params,
-        [prompt.pattern.format(text=text) for text in texts],
-        {"labels": list(prompt.verbalizers), "vocabulary": vocabulary},
-        batch_size=64,
-    )
-    answers = [prompt.verbalizers.index(row["answer"]) for row in rows]
-    return np.asarray(answers) == np.asarray(labels)
+    """Which examples the frozen model gets right by ranking the verbalizers.
+
+    Rows and verbalizers of all prompts are padded to the longest: one program answers.
+
+    Returns:
+      For each prompt, each example: ``[prompts, N]`` bool.
+    """
+    store = PromptStore(base, 1)
+    words = np.zeros((0, store.width), np.float32)
+    tables = [label_tokens(prompt.verbalizers, vocabulary) for prompt in prompts]
+    widest = max(table.shape[1] for table in tables)
+    items = []
+    for prompt, table in zip(prompts, tables, strict=True):
+        card = {"template": prompt.pattern}
+        stored = store.add(prompt.pattern, words, card, vocabulary)
+        tokens = np.pad(table, ((0, 0), (0, widest - table.shape[1])))
+        verbalizers = LabelSet(prompt.verbalizers, tokens)
+        items += [
+            Item(stored, stored.encoding.encode({"text": text}), verbalizers)
+            for text in texts
+        ]
+    longest = max(len(item.ids) for item in items)
+    engine = Engine(base, store, batch_sizes=(BATCH_SIZE,), lengths=(longest,))
+    answers = np.array([output.argmax() for output in engine.outputs(items)])
+    return answers.reshape(len(prompts), len(texts)) == np.asarray(labels)
 
 
 def tf_idf(

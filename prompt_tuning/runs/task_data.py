@@ -3,21 +3,17 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
-import numpy as np
 import seqio
-import tensorflow as tf
 
-from prompt_tuning import report
+from prompt_tuning import decoding, report
 from prompt_tuning.data import batching, examples
 from prompt_tuning.data.feature_converter import PromptFeatureConverter
 from prompt_tuning.data.length_report import Fill, LengthReport
 from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.data.split_lengths import length_report
-from prompt_tuning.data.template import Template
-from prompt_tuning.errors import UserError
 from prompt_tuning.inference import evaluation
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
@@ -121,6 +117,16 @@ class TaskData:
             self._hashes[split] = digest.hexdigest()
         return self._hashes[split]
 
+    def split(self, split: str, num_examples: int | None = None) -> evaluation.Split:
+        """A split that `check` found sound, to be answered and measured.
+
+        Raises:
+          UserError: the task has no metric.
+        """
+        return evaluation.Split(
+            self._name, split, self._lengths, self.converter, num_examples
+        )
+
     def batches(
         self, split: str, batch_size: int, seed: int, *, pack: bool = False
     ) -> Batches:
@@ -158,6 +164,8 @@ class TaskData:
         mesh: jax.sharding.Mesh | None,
         batch_size: int,
         num_examples: int | None = None,
+        strategy: Callable[..., decoding.Strategy] | None = None,
+        seed: int = 0,
     ) -> evaluation.Evaluator:
         """The evaluation of a split: a function of all parameters.
 
@@ -168,6 +176,8 @@ class TaskData:
           mesh: the devices, where there are several.
           batch_size: rows of a batch.
           num_examples: take the first so many examples only.
+          strategy: see `evaluation.Answerer`.
+          seed: likewise.
 
         Raises:
           UserError: see `Evaluator`.
@@ -182,7 +192,9 @@ class TaskData:
                 dataclasses.replace(model, network=network),
                 self.vocabulary,
                 labels=self.labels,
+                strategy=strategy,
                 max_decode_len=self._lengths["targets"],
+                seed=seed,
                 mesh=mesh,
             ),
             batch_size=batch_size,
@@ -200,45 +212,3 @@ class TaskData:
             "examples"
         )
         return found
-
-
-def text_batches(
-    texts: Sequence[str],
-    vocabulary: seqio.Vocabulary,
-    converter: PromptFeatureConverter,
-    batch_size: int,
-    template: str | None = None,
-) -> Iterator[np.ndarray]:  # [batch_size, T + P]
-    """Texts as encoder rows with their prompt, none of them cut.
-
-    A template of one column is filled with each text.
-
-    The rows are as long as the longest text wants, rounded up to a multiple of 32 so
-    that few shapes are compiled; the last batch is filled up with rows of padding.
-
-    Raises:
-      UserError: the template has several columns.
-    """
-    parsed = Template.parse(template or "{text}")
-    columns = parsed.columns
-    if len(columns) != 1:
-        raise UserError(
-            f"the prompt's template has the columns {', '.join(columns)}, a text is "
-            "only one: put the rows into a file and use eval"
-        )
-    column = columns[0]
-    ids = [
-        [*parsed.encode({column: text}, vocabulary.encode), vocabulary.eos_id]
-        for text in texts
-    ]
-    length = -(-max(map(len, ids)) // 32) * 32
-    dataset = tf.data.Dataset.from_generator(
-        lambda: ({"inputs": row, "targets": [vocabulary.eos_id]} for row in ids),
-        output_signature={
-            "inputs": tf.TensorSpec([None], tf.int32),
-            "targets": tf.TensorSpec([None], tf.int32),
-        },
-    )
-    rows = converter(dataset, {"inputs": length, "targets": 1})
-    for batch in rows.batch(batch_size).as_numpy_iterator():
-        yield batching.pad_rows(batch["encoder_input_tokens"], batch_size)

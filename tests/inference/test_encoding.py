@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from prompt_tuning.data import vocabularies
 from prompt_tuning.data.feature_converter import PromptFeatureConverter
 from prompt_tuning.data.template import Placement, Template
 from prompt_tuning.errors import UserError
@@ -126,4 +127,4 @@ def test_refused_cards(card, says):
 def test_a_vocabulary_larger_than_the_model_is_refused_even_by_force():
     # Its last ids would be read as positions of prompts.
     with pytest.raises(UserError, match="8192 ids, the model has 8000"):
-        Encoding({"vocabulary": "mini"}, 3, 8000, force=True)
+        Encoding({}, 3, 8000, vocabularies.load("mini"))

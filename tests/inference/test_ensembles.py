@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rules that make one answer of several."""
 
-import pathlib
-
 import numpy as np
 import pytest
 
@@ -67,55 +65,3 @@ def test_several_metrics_count_by_their_mean():
     assert ensembles.validation_metric(card) == 75.0
     assert ensembles.validation_metric({"metric": {}}) is None
     assert ensembles.validation_metric({}) is None
-
-
-def test_the_table_of_an_ensemble(tiny_checkpoint, reviews):
-    """The table's numbers are those that come of asking each prompt by itself."""
-    from prompt_tuning.checkpoints import base_models
-    from prompt_tuning.data.local_task import LocalTask
-    from prompt_tuning.inference import ensemble_evaluation
-    from prompt_tuning.inference.engine import Engine
-    from prompt_tuning.inference.store import PromptStore
-    from prompt_tuning.network.transformer import T5Config
-    from prompt_tuning.tasks import local_file
-
-    template = "{prompt:0:1} review: {sentence} {prompt:1:2}"
-    task = LocalTask(reviews, template, label_names=["good", "bad"])
-    local_file.register_task("ensemble_reviews", task)
-    source = base_models.load(T5Config(8192, 16, 2, 1, 1, 8, 32), tiny_checkpoint)
-    store = PromptStore(source, 32)
-    rng = np.random.default_rng(0)
-    names = ["a", "b", "c"]
-    for accuracy, name in enumerate(names):
-        card = {
-            "base_model": source.identity,
-            "vocabulary": "mini",
-            "labels": ["good", "bad"],
-            "template": template,
-            "metric": {"accuracy": accuracy},
-        }
-        prompt = rng.normal(scale=5, size=(2, 16)).astype(np.float32)
-        store.add(name, prompt, card)
-    engine = Engine(source, store, batch_sizes=(8,), longest=32)
-    lengths = {"inputs": 24, "targets": 4}
-    table = ensemble_evaluation.evaluate(
-        engine, names, "ensemble_reviews", "test", lengths
-    )
-
-    lines = pathlib.Path(reviews["test"]).read_text().splitlines()[1:]
-    texts, targets = zip(*[line.split("\t") for line in lines], strict=True)
-
-    def accuracy(prompt, **more):
-        rows = [{"prompt": prompt, "sentence": text, **more} for text in texts]
-        said = [row["answer"] for row in engine.answer(rows)]
-        return {"accuracy": 100 * np.mean(np.array(said) == np.array(targets))}
-
-    assert table.prompts == {name: accuracy(name) for name in names}
-    values = [found["accuracy"] for found in table.prompts.values()]
-    assert table.mean == {"accuracy": pytest.approx(np.mean(values))}
-    assert table.best == {"accuracy": max(values)}
-    assert table.combined == {
-        rule: accuracy(names, combine=rule) for rule in ("vote", "mean", "best")
-    }
-    with pytest.raises(UserError, match="no prompt 'd'"):
-        ensemble_evaluation.evaluate(engine, ["d"], "ensemble_reviews", "test", lengths)

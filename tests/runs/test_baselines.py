@@ -2,10 +2,12 @@
 """The baselines and the interval that says whether a margin is more than luck."""
 
 import numpy as np
-import pytest
 
-from prompt_tuning.network.model import Model
-from prompt_tuning.network.transformer import T5Config, Transformer
+from prompt_tuning.checkpoints import base_models
+from prompt_tuning.data import vocabularies
+from prompt_tuning.inference.engine import Engine
+from prompt_tuning.inference.store import PromptStore
+from prompt_tuning.network.transformer import T5Config
 from prompt_tuning.runs import baselines
 from prompt_tuning.runs.baselines import HandWritten
 
@@ -40,19 +42,24 @@ def test_interval_covers_the_margin_and_shrinks_with_examples():
     assert wide[1] - wide[0] > high - low
 
 
-@pytest.mark.parametrize("verbalizers", [("bad", "good"), ("good", "bad")])
-def test_hand_written_prompts_rank_their_verbalizers(verbalizers, tiny_checkpoint):
-    from prompt_tuning.checkpoints import base_models
+def test_hand_written_prompts_rank_their_verbalizers(tiny_checkpoint):
+    """By one program, as each prompt and text would be answered by itself."""
+    base = base_models.load(T5Config(8192, 16, 2, 1, 1, 8, 32), tiny_checkpoint)
+    vocabulary = vocabularies.load("mini")
+    texts = ["a fine film", "a dull film", "what", "{a} long story of " * 6]
+    prompts = [
+        HandWritten("{text} It was", ("bad", "good")),
+        HandWritten("Is it so? {text}", ("it is not so", "yes")),
+        HandWritten("{text} It was so", ("good", "bad")),
+    ]
 
-    sizes = T5Config(8192, 16, 2, 1, 1, 8, 32)
-    source = base_models.load(sizes, tiny_checkpoint)
-    model = Model(Transformer(source.config))
-    texts = ["a fine film", "a dull film", "what"]
-    prompt = HandWritten("{text} It was", verbalizers)
-    right = baselines.hand_written(
-        model, source.params, prompt, texts, [0, 0, 0], "mini"
-    )
-    wrong = baselines.hand_written(
-        model, source.params, prompt, texts, [1, 1, 1], "mini"
-    )
-    assert (right != wrong).all()
+    right = baselines.hand_written(base, prompts, texts, [0, 0, 0, 1], vocabulary)
+    store = PromptStore(base, 1)
+    for at, prompt in enumerate(prompts):
+        card = {"template": prompt.pattern, "labels": list(prompt.verbalizers)}
+        store.add(str(at), np.zeros((0, 16), np.float32), card, vocabulary)
+    rows = [{"prompt": str(at), "text": text} for at in range(3) for text in texts]
+    answers = [row["answer"] for row in Engine(base, store).answer(rows)]
+    wanted = [p.verbalizers[label] for p in prompts for label in (0, 0, 0, 1)]
+    assert (np.array(answers) == wanted).tolist() == right.ravel().tolist()
+    assert right.shape == (3, 4)

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``eval`` of one prompt, of several together and of the model alone, by one engine."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from prompt_tuning import decoding
+from prompt_tuning.checkpoints import base_models, prompt_file
+from prompt_tuning.commands import evaluate
+from prompt_tuning.data.local_task import LocalTask
+from prompt_tuning.errors import UserError
+from prompt_tuning.inference.engine import Engine
+from prompt_tuning.inference.store import PromptStore
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.prompts import Prompt
+from prompt_tuning.network.transformer import T5Config, Transformer
+from prompt_tuning.runs import task_data
+
+CONFIG = T5Config(8192, 16, 2, 1, 1, 8, 32)
+LENGTHS = {"inputs": 24, "targets": 4}
+TEMPLATE = "{prompt:0:1} review: {sentence} {prompt:1:2}"
+LABELS = ["good", "bad"]
+
+
+@pytest.fixture(scope="module")
+def source(tiny_checkpoint):
+    return base_models.load(CONFIG, tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def prompts(source, tmp_path_factory):
+    """Three prompts that answer differently; the last has the best metric."""
+    folder = tmp_path_factory.mktemp("prompts")
+    rng = np.random.default_rng(0)
+    paths = []
+    for accuracy, name in enumerate("abc"):
+        card = {
+            "base_model": source.identity,
+            "vocabulary": "mini",
+            "labels": LABELS,
+            "template": TEMPLATE,
+            "metric": {"accuracy": accuracy},
+        }
+        array = rng.normal(scale=5, size=(2 + accuracy, 16)).astype(np.float32)
+        paths.append(str(folder / f"{name}.safetensors"))
+        prompt_file.save_prompt(paths[-1], array, card)
+    return paths
+
+
+@pytest.fixture
+def evaluated(tiny_checkpoint, reviews):
+    def run(labels=LABELS, **more):
+        return evaluate.evaluate(
+            config=CONFIG,
+            initial_checkpoint_path=str(tiny_checkpoint),
+            mixture_or_task_name="evaluate_reviews",
+            local_task=LocalTask(
+                reviews, TEMPLATE, label_names=labels, vocabulary="mini"
+            ),
+            task_feature_lengths=LENGTHS,
+            batch_size=8,
+            **more,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def rows(reviews):
+    lines = pathlib.Path(reviews["test"]).read_text().splitlines()[1:]
+    return [line.split("\t") for line in lines]
+
+
+def test_several_prompts_alone_and_together(evaluated, prompts, source, rows, tmp_path):
+    """The numbers are those that come of asking the engine row by row."""
+    found = evaluated(prompt_file=prompts, combine="mean", output_dir=str(tmp_path))
+    store = PromptStore(source, 32)
+    for path in prompts:
+        store.load(path)
+    engine = Engine(source, store, batch_sizes=(8,), longest=32)
+
+    def said(prompt, **more):
+        asked = [{"prompt": prompt, "sentence": text, **more} for text, _ in rows]
+        return [row["answer"] for row in engine.answer(asked)]
+
+    def accuracy(answers):
+        right = [a == target for a, (_, target) in zip(answers, rows, strict=True)]
+        return {"accuracy": 100 * np.mean(right)}
+
+    alone = {name: accuracy(said(name)) for name in "abc"}
+    assert found["prompts"] == alone
+    values = [metrics["accuracy"] for metrics in alone.values()]
+    assert found["mean"] == {"accuracy": pytest.approx(np.mean(values))}
+    assert found["best"] == {"accuracy": max(values)}
+    together = {
+        rule: said(["a", "b", "c"], combine=rule) for rule in ("vote", "mean", "best")
+    }
+    assert found["combined"] == {k: accuracy(v) for k, v in together.items()}
+    assert found["metrics"] == found["combined"]["mean"]
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["answer"] for line in lines] == together["mean"]
+
+
+@pytest.mark.parametrize("labels", [LABELS, None], ids=["ranked", "decoded"])
+def test_one_prompt_is_answered_as_in_training(
+    evaluated, prompts, source, reviews, labels, tmp_path
+):
+    found = evaluated(labels, prompt_file=prompts[2], output_dir=str(tmp_path))
+    assert "combined" not in found and found["prompt"] == prompts[2]
+    array, _ = prompt_file.load_prompt(prompts[2])
+    bank = (Prompt("task", len(array)),)
+    local = LocalTask(reviews, TEMPLATE, label_names=labels, vocabulary="mini")
+    task = task_data.TaskData("evaluate_alike", None, local, LENGTHS, bank, 8192)
+    evaluator = task.evaluator("test", Model(Transformer(source.config)), None, 8)
+    want = evaluator({**source.params, "prompts": {"task": array}})
+    assert found["metrics"] == want.metrics
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"answer": answer, "target": target}
+        for answer, target in zip(want.answers, want.targets, strict=True)
+    ]
+
+
+def test_the_model_alone(evaluated):
+    found = evaluated()
+    assert found["prompt"] is None and set(found["metrics"]) == {"accuracy"}
+
+
+def test_a_search_among_labels_gives_labels(evaluated, prompts, tmp_path):
+    evaluated(
+        prompt_file=prompts[0],
+        strategy=lambda **how: decoding.Beam(num_decodes=2, **how),
+        output_dir=str(tmp_path),
+    )
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    assert {json.loads(line)["answer"] for line in lines} <= set(LABELS)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"combine": "median"}, "COMBINE='median' must be one of vote, mean, best"),
+        ({"prompts": [0, 0]}, "two of the prompts are called 'a'"),
+        ({"labels": None, "combine": "mean"}, "choose one of vote, best"),
+        ({"strategy": decoding.Beam}, "several prompts cannot search among labels"),
+    ],
+)
+def test_refused(change, says, evaluated, prompts):
+    chosen = [prompts[i] for i in change.pop("prompts", [0, 1])]
+    with pytest.raises(UserError, match=says):
+        evaluated(prompt_file=chosen, **change)
