@@ -44,11 +44,17 @@ def register_task(name: str, local: LocalTask) -> seqio.Task:
     """Reads the files and registers them as ``name``, in place of an earlier one.
 
     Raises:
-      UserError: another task has the name, a file or the template is wrong (see
+      UserError: nothing names a vocabulary, another task has the name, a file or the template is wrong (see
         `LocalTask.read`), or the vocabulary cannot write a label.
     """
     if not local.files:
         raise UserError(f"{name} has no files: give the path of each split")
+    if local.vocabulary is None:
+        raise UserError(
+            f"nothing says in which vocabulary {name} is to be written: name the model's "
+            "in VOCABULARY, or put its spiece.model (T5's sentencepiece.model) beside its "
+            "weights"
+        )
     metric_fns = task_metrics.by_name(local.metrics)
     output_features = features.output_features(local.vocabulary)
     for label in local.labels or ():

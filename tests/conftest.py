@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -97,8 +98,9 @@ def tiny_batch() -> dict:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> pathlib.Path:
-    """Random weights of the sizes in models/tiny.gin, as a model folder."""
+    """Random weights of the sizes in models/tiny.gin, with the embedded vocabulary."""
     from prompt_tuning.checkpoints import model_file
+    from prompt_tuning.data import vocabularies
 
     config = T5Config(
         vocab_size=8192,
@@ -112,6 +114,8 @@ def tiny_checkpoint(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("tiny_model")
     model = Model(Transformer(config))
     model_file.save_model(folder, jax.jit(model.init)(jax.random.key(0)), {})
+    pieces = vocabularies.path_of(vocabularies.EMBEDDED)
+    shutil.copyfile(pieces, folder / model_file.VOCABULARY)
     return folder
 
 

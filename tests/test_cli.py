@@ -188,7 +188,7 @@ def test_a_checkpoint_of_another_size(good, capsys, tmp_path):
     sizes = T5Config(8192, 24, 2, 1, 1, 8, 32)
     model = Model(Transformer(sizes))
     model_file.save_model(tmp_path / "wide", model.init(jax.random.key(0)), {})
-    good["INITIAL_CHECKPOINT_PATH"] = str(tmp_path / "wide")
+    good |= {"INITIAL_CHECKPOINT_PATH": str(tmp_path / "wide"), "VOCABULARY": "mini"}
     line = refused(["train", *arguments(good)], capsys, tmp_path)
     assert "24" in line and "16" in line
 

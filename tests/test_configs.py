@@ -116,6 +116,7 @@ def test_models(name, tmp_path, reviews, tmp_path_factory):
         "--gin_file=methods/prompt_tuning.gin",
         "--gin.PROMPT_LENGTH=3",
         "--gin.EVAL_SPLIT=None",
+        "--gin.VOCABULARY=mini",
     )
 
 

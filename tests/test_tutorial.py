@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import shlex
+import shutil
 import sys
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 
 from prompt_tuning import cli, config
 from prompt_tuning.checkpoints import model_file
+from prompt_tuning.data import vocabularies
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.transformer import Transformer
 
@@ -48,6 +50,8 @@ def folder(tmp_path_factory):
     config.parse(["models/tiny.gin"], [], [])
     model = Model(Transformer(config.CONFIGURABLE["T5Config"]()))
     model_file.save_model(folder / "model", model.init(jax.random.key(0)), {})
+    pieces = vocabularies.path_of(vocabularies.EMBEDDED)
+    shutil.copyfile(pieces, folder / "model" / model_file.VOCABULARY)
     return folder
 
 

@@ -105,6 +105,7 @@ def evaluate(
             (Prompt(name, len(array)),) if len(array) else (),
             source.config.vocab_size,
             card.get("placement") or "prepend",
+            source.vocabulary,
         )
         fingerprint = tasks[name].vocabulary_fingerprint
         prompt_card.check_vocabulary(dict(card), fingerprint, force)

@@ -29,7 +29,8 @@ class LocalTask:
         list, value i (or the name itself) standing for name i; None takes the values
         as texts.
       metrics: names among `metrics.METRICS`.
-      vocabulary: a name or path that `tasks.features.vocabulary` knows.
+      vocabulary: a name or path that `tasks.features.vocabulary` knows; None is the
+        model's own.
     """
 
     files: Mapping[str, str]
@@ -37,7 +38,7 @@ class LocalTask:
     target_column: str = "label"
     label_names: Mapping[str | int, str] | Sequence[str] | None = None
     metrics: Sequence[str] = ("accuracy",)
-    vocabulary: str = "mini"
+    vocabulary: str | None = None
 
     @functools.cached_property
     def parsed(self) -> Template:

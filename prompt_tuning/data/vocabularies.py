@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.resources
 import os
+import pathlib
 import re
 import threading
 from collections.abc import Iterable
@@ -216,7 +217,8 @@ def _read(path: str, name: str) -> SentencePieceVocabulary:
             "local copy of T5's in the environment variable T5_VOCABULARY, of mT5's in "
             "MT5_VOCABULARY"
         ) from error
-    if os.path.isfile(path) and os.path.samefile(path, path_of(EMBEDDED)):
+    # A copy of the embedded one is called by its name, which cards keep.
+    if content == pathlib.Path(path_of(EMBEDDED)).read_bytes():
         name = EMBEDDED
     return SentencePieceVocabulary(content, name)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from prompt_tuning import trees
+from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.errors import UserError
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 class MemberTasks:
     """The data and evaluations of members, each as if there were no other."""
 
-    def __init__(self, vocab_size: int):
-        """Knows no task yet; ``vocab_size`` is that of the model."""
-        self._vocab_size = vocab_size
+    def __init__(self, vocab_size: int, models_vocabulary: Vocabulary | None):
+        """Knows no task yet, only the rows of the model's table and its vocabulary."""
+        self._vocab_size, self._models_vocabulary = vocab_size, models_vocabulary
         self._tasks: dict[Any, TaskData] = {}
         self._evaluators: dict[Any, Any] = {}
         self._fills: dict[Any, Fill] = {}
@@ -38,7 +39,9 @@ class MemberTasks:
         if key not in self._tasks:
             length = spec.prompt_length
             prompts = (Prompt(PROMPT, length),) if length else ()
-            task = spec.data.open(prompts, self._vocab_size, spec.placement)
+            task = spec.data.open(
+                prompts, self._vocab_size, spec.placement, self._models_vocabulary
+            )
             for other, known in self._tasks.items():
                 if known.vocabulary_fingerprint != task.vocabulary_fingerprint:
                     raise UserError(

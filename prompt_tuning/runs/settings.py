@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import optax
 
 from prompt_tuning.data.local_task import LocalTask
+from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import T5Config
@@ -59,7 +60,11 @@ class TaskSource(Protocol):
         ...
 
     def open(
-        self, prompts: Sequence[Prompt], vocab_size: int, placement: str
+        self,
+        prompts: Sequence[Prompt],
+        vocab_size: int,
+        placement: str,
+        models_vocabulary: Vocabulary | None,
     ) -> "TaskData":
         """The task with the prompts that its rows may carry."""
         ...
@@ -102,7 +107,11 @@ class Data:
         )
 
     def open(
-        self, prompts: Sequence[Prompt], vocab_size: int, placement: str
+        self,
+        prompts: Sequence[Prompt],
+        vocab_size: int,
+        placement: str,
+        models_vocabulary: Vocabulary | None,
     ) -> "TaskData":
         """The task with the prompts that its rows may carry; loads TensorFlow.
 
@@ -119,6 +128,7 @@ class Data:
             prompts,
             vocab_size,
             placement,
+            models_vocabulary,
         )
 
 

@@ -14,12 +14,21 @@ from prompt_tuning.data.feature_converter import PromptFeatureConverter
 from prompt_tuning.data.length_report import Fill, LengthReport
 from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.data.split_lengths import length_report
+from prompt_tuning.data.vocabularies import Vocabulary
+from prompt_tuning.errors import UserError
 from prompt_tuning.inference import evaluation
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import Transformer
 from prompt_tuning.tasks import features, labels, local_file
 from prompt_tuning.training.members import Batches
+
+# Tables are padded for the hardware, never to so many times the vocabulary's ids.
+MOST_ROWS_AN_ID = 2
+_CURE = (
+    "choose the task's variant of the model's vocabulary (its name with 't5_', 'mt5_', "
+    "'byt5_' or 'mini_' before it), or set VOCABULARY for files of your own"
+)
 
 
 class TaskData:
@@ -41,13 +50,28 @@ class TaskData:
         prompts: Sequence[Prompt],
         vocab_size: int,
         placement: str = "prepend",
+        models_vocabulary: Vocabulary | None = None,
     ):
         """Registers ``local`` files or imports ``module``, and finds the task.
 
+        Args:
+          name: of the task or mixture.
+          module: imported to register it.
+          local: files to register as the task.
+          task_feature_lengths: text tokens of ``inputs`` and ``targets``.
+          prompts: those that rows may carry.
+          vocab_size: rows of the model's embedding table, V.
+          placement: where a prompt goes in a row.
+          models_vocabulary: what the model's checkpoint names, if it does; local files
+            that name none are written in it.
+
         Raises:
-          UserError: see `examples.find` and `batching.make_converter`.
+          UserError: see `examples.find` and `batching.make_converter`; the task is
+            written in another vocabulary than the model's.
         """
         if local is not None:
+            if local.vocabulary is None and models_vocabulary is not None:
+                local = dataclasses.replace(local, vocabulary=models_vocabulary.name)
             local_file.register_task(name, local)
             module = None
         self._name = name
@@ -63,6 +87,7 @@ class TaskData:
         self.vocabulary: seqio.Vocabulary = self._provider.output_features[
             "targets"
         ].vocabulary
+        self._check_vocabulary(models_vocabulary)
         found = labels.label_set(name)
         self.labels = None if found is None else list(found)
 
@@ -75,6 +100,24 @@ class TaskData:
     def vocabulary_fingerprint(self) -> str:
         """Tells a prompt's own vocabulary from others, whatever their names."""
         return features.fingerprint(self.vocabulary)
+
+    def _check_vocabulary(self, models: Vocabulary | None) -> None:
+        """Refuses a task of other pieces than the model's."""
+        if models is None:
+            size = examples.vocab_size(self.vocabulary, self._name)
+            if self._vocab_size >= MOST_ROWS_AN_ID * size:
+                raise UserError(
+                    f"{self._name} is written in {self.vocabulary_name}, a vocabulary of "
+                    f"{size} ids, but the model has {self._vocab_size} rows, so it is "
+                    f"another's: {_CURE}"
+                )
+            return
+        own = features.plain(self.vocabulary)
+        if own is not None and own.pieces != models.pieces:
+            raise UserError(
+                f"{self._name} is written in the vocabulary {own.name}, the model reads "
+                f"{models.name}: {_CURE}"
+            )
 
     def _converter(self, *, pack: bool) -> PromptFeatureConverter:
         return batching.make_converter(

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from prompt_tuning import dtypes, files, processes, report, trees
-from prompt_tuning.checkpoints import base_models
+from prompt_tuning.checkpoints import base_models, formats, loading
 from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.devices import sharding, topologies
 from prompt_tuning.methods import registry
@@ -147,7 +147,14 @@ def load(planned: Plan, base: BaseModel | None = None) -> Loaded:
       UserError: the data or the model are missing, or do not fit.
     """
     settings, specs = planned.settings, planned.members
-    tasks = MemberTasks(settings.base.config.vocab_size)
+    config = settings.base.config
+    checkpoint: Any = settings.base.initial_checkpoint_path
+    if base is None:
+        # Opened before the data is read, loaded after it: what is wrong is said early.
+        checkpoint = base_models.open_checkpoint(checkpoint)
+        loading.check_sizes(checkpoint, config)
+    vocabulary = base.vocabulary if base else formats.vocabulary(checkpoint.path)
+    tasks = MemberTasks(config.vocab_size, vocabulary)
     batches = []
     for spec in specs:
         task, data = tasks.of(spec), spec.data
@@ -159,8 +166,8 @@ def load(planned: Plan, base: BaseModel | None = None) -> Loaded:
             task.check(data.eval_split)
     if base is None:
         base = base_models.load(
-            settings.base.config,
-            settings.base.initial_checkpoint_path,
+            config,
+            checkpoint,
             frozen_dtype=planned.weights_dtype,
             activation_dtype=settings.base.activation_dtype,
             partitioner=settings.partitioner,
