@@ -7,17 +7,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
-from prompt_tuning import files, report
+from prompt_tuning import files, report, trees
 from prompt_tuning.checkpoints import base_models, model_file
+from prompt_tuning.errors import UserError
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.transformer import T5Config, Transformer
 from prompt_tuning.runs import identity
 from prompt_tuning.runs.member_specs import MODEL, MODEL_FOLDER
-from prompt_tuning.training import loop, pretraining
-from prompt_tuning.training.members import Member
+from prompt_tuning.training import distillation, loop, pretraining, probing
+from prompt_tuning.training.members import Evaluate, Member
 from prompt_tuning.training.schedule import Schedule
+from prompt_tuning.types import Params
 
 
 def pretrain(
@@ -33,6 +36,9 @@ def pretrain(
     targets_length: int = 32,
     span_corruption: float = 0.2,
     prefix_lm: float = 0.15,
+    distilled: float = 0.0,
+    distillation_weight: float = 1.0,
+    start_table: bool = False,
     eval_period: int | None = None,
     checkpoint_period: int | None = None,
     initial_checkpoint_path: str | None = None,
@@ -47,7 +53,8 @@ def pretrain(
       config: sizes of the model.
       model_dir: folder of the run; the model is written to ``model/`` in it.
       arrays_dir: folder with ``text.npy``, ``labelled.npz`` and their
-        ``*_validation`` counterparts (see `pretraining`).
+        ``*_validation`` counterparts (see `pretraining`). Tasks in its folder
+        ``probe`` are part of every evaluation (see `probing`).
       task_weights: how often each labelled task is drawn.
       optimizer: moves all parameters.
       train_steps: steps in all, over all resumptions.
@@ -55,7 +62,12 @@ def pretrain(
       inputs_length: encoder tokens of a row.
       targets_length: decoder tokens of a row.
       span_corruption: share of the rows.
-      prefix_lm: share of the rows; what is left is labelled.
+      prefix_lm: share of the rows.
+      distilled: share of the rows, of sentences with the vectors of
+        ``sentences.npz`` (see `distillation`); what is left is labelled.
+      distillation_weight: see `DistilledModel`.
+      start_table: start the embedding table from the word vectors of ``table.npy``,
+        reduced to the model's width.
       eval_period: see `Schedule`.
       checkpoint_period: see `Schedule`.
       initial_checkpoint_path: a model to go on from; None starts from random weights.
@@ -71,7 +83,11 @@ def pretrain(
     config = dataclasses.replace(
         config, dtype=base_models.resolve_dtype(activation_dtype)
     )
-    model = Model(Transformer(config), loss_normalizing_factor="NUM_REAL_TARGET_TOKENS")
+    model = distillation.DistilledModel(
+        Transformer(config),
+        loss_normalizing_factor="NUM_REAL_TARGET_TOKENS",
+        distillation_weight=distillation_weight,
+    )
 
     def mixture(suffix: str, seed: int) -> pretraining.Mixture:
         return pretraining.load(
@@ -83,6 +99,7 @@ def pretrain(
             targets_length=targets_length,
             span_corruption=span_corruption,
             prefix_lm=prefix_lm,
+            distilled=distilled,
             task_weights=task_weights,
             seed=seed,
         )
@@ -90,10 +107,16 @@ def pretrain(
     stream, held_out = mixture("", seed), mixture("_validation", seed + 1)
     if initial_checkpoint_path is None:
         params = model.init(jax.random.key(seed))
+        if start_table:
+            _start_table(params, pathlib.Path(arrays_dir) / "table.npy")
     else:
         params = base_models.load(
             config, initial_checkpoint_path, frozen_dtype="float32"
         ).params
+    if stream.sentences is not None:
+        width = stream.sentences.vectors.shape[1]
+        key = jax.random.key(seed + 2)
+        params = trees.merge(params, distillation.init_map(key, config.emb_dim, width))
     folder = identity.open_folder(
         model_dir,
         {
@@ -108,6 +131,9 @@ def pretrain(
             "targets_length": targets_length,
             "span_corruption": span_corruption,
             "prefix_lm": prefix_lm,
+            "distilled": distilled,
+            "distillation_weight": distillation_weight,
+            "start_table": start_table,
             "initial_checkpoint_path": initial_checkpoint_path,
             "seed": seed,
             identity.STEPS: train_steps,
@@ -121,7 +147,7 @@ def pretrain(
         tuned=params,
         tx=optimizer,
         batches=stream.batches,
-        evaluate=pretraining.held_out_metrics(model, held_out),
+        evaluate=_evaluation(model, held_out, pathlib.Path(arrays_dir)),
     )
     result = loop.fit(
         model,
@@ -140,9 +166,41 @@ def pretrain(
     }
     if changes := identity.changes(folder):
         results["changes"] = changes
-    model_file.save_model(
-        folder / MODEL_FOLDER, result.tuned, results, dtype="bfloat16"
-    )
+    network = {k: v for k, v in result.tuned.items() if k != distillation.MAP}
+    model_file.save_model(folder / MODEL_FOLDER, network, results, dtype="bfloat16")
     files.write_json(folder / report.RESULTS_FILE, results)
     report.say(f"wrote {folder / MODEL_FOLDER}")
     return results
+
+
+def _start_table(params: Params, path: pathlib.Path) -> None:
+    """Puts word vectors over the first rows of the table; the others stay random."""
+    if not path.exists():
+        raise UserError(f"{path} is missing; START_TABLE takes word vectors from it")
+    embedder = params["token_embedder"]
+    size, width = embedder["embedding"].shape
+    rows = distillation.reduced_table(np.load(path), width)
+    if len(rows) > size:
+        raise UserError(f"{path} has {len(rows)} rows, the model's table {size}")
+    embedder["embedding"] = embedder["embedding"].at[: len(rows)].set(rows)
+
+
+def _evaluation(
+    model: Model, held_out: pretraining.Mixture, arrays: pathlib.Path
+) -> Evaluate:
+    """Held-out metrics, and those of the probed tasks that lie beside the arrays."""
+    metrics = pretraining.held_out_metrics(model, held_out)
+    if not (arrays / "probe").is_dir():
+        return metrics
+    tasks = probing.load(arrays / "probe", arrays / model_file.VOCABULARY)
+    encoder = probing.Encoder(model)
+
+    def evaluate(tuned: Params, frozen: Params) -> dict[str, float]:
+        params = trees.merge(tuned, frozen)
+        values = metrics(tuned, frozen)
+        for task in tasks:
+            for kind, accuracy in probing.probe(encoder, params, task).items():
+                values[f"{task.name}_{kind}"] = accuracy
+        return values
+
+    return evaluate

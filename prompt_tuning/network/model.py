@@ -62,32 +62,43 @@ class Model:
         self, params: Params, batch: Batch, dropout_rng: Array | None = None
     ) -> Array:  # [B, S, V]
         """Teacher-forced logits; dropout is on where an rng is given."""
-        return self._apply(params, batch, dropout_rng, logits=True)
+        _, hidden = self.states(params, batch, dropout_rng)
+        return self.network.apply({"params": params}, hidden, method="logits")
 
-    def _apply(
-        self, params: Params, batch: Batch, dropout_rng: Array | None, *, logits: bool
-    ) -> Array:  # [B, S, V], or [B, S, H] without logits
-        return self.network.apply(
+    def states(
+        self, params: Params, batch: Batch, dropout_rng: Array | None = None
+    ) -> tuple[Array, Array]:  # [B, T, H] and [B, S, H]
+        """What the encoder gives, and what the output layer takes."""
+        kwargs = {
+            "encoder_segment_ids": batch.get("encoder_segment_ids"),
+            "enable_dropout": dropout_rng is not None,
+            "rngs": {} if dropout_rng is None else {"dropout": dropout_rng},
+        }
+        tokens = batch["encoder_input_tokens"]
+        encoded = self.network.apply(
+            {"params": params}, tokens, method="encode", **kwargs
+        )
+        hidden = self.network.apply(
             {"params": params},
-            batch["encoder_input_tokens"],
+            encoded,
+            tokens,
             batch["decoder_input_tokens"],
             batch["decoder_target_tokens"],
-            encoder_segment_ids=batch.get("encoder_segment_ids"),
             decoder_segment_ids=batch.get("decoder_segment_ids"),
-            enable_dropout=dropout_rng is not None,
-            rngs={} if dropout_rng is None else {"dropout": dropout_rng},
-            logits=logits,
+            logits=False,
+            method="decode",
+            **kwargs,
         )
+        return encoded, hidden
 
     def _over_targets(
         self,
         of_logits: Callable[[Array, Array], PyTree],
         params: Params,
         batch: Batch,
-        dropout_rng: Array | None = None,
+        hidden: Array,  # [B, S, H]
     ) -> PyTree:  # [B, S] each
         """A function of logits [B, s, V] and targets [B, s], for all targets [B, S]."""
-        hidden = self._apply(params, batch, dropout_rng, logits=False)
 
         def of_hidden(hidden: Array, targets: Array) -> PyTree:
             logits = self.network.apply({"params": params}, hidden, method="logits")
@@ -124,6 +135,17 @@ class Model:
           (tokens predicted right) and ``weight`` (target tokens). Of a batch that
           several prompts share, each metric is [E] and the loss their sum.
         """
+        _, hidden = self.states(params, batch, dropout_rng)
+        return self.loss_of_states(params, batch, hidden, divisor)
+
+    def loss_of_states(
+        self,
+        params: Params,
+        batch: Batch,
+        hidden: Array,  # [B, S, H]
+        divisor: Array | float | None = None,
+    ) -> tuple[Array, dict[str, Array]]:
+        """What `loss` returns, of the decoder's `states`."""
 
         def of_logits(logits: Array, targets: Array) -> tuple[Array, Array, Array]:
             token_loss, token_z_loss = losses.cross_entropy(
@@ -135,7 +157,7 @@ class Model:
             return token_loss, token_z_loss, jnp.argmax(logits, axis=-1) == targets
 
         token_loss, token_z_loss, correct = self._over_targets(
-            of_logits, params, batch, dropout_rng
+            of_logits, params, batch, hidden
         )
         num_prompts = len(self.network.prompts)
         total = lambda values: losses.total(values, batch, num_prompts)
@@ -155,7 +177,8 @@ class Model:
 
     def score(self, params: Params, batch: Batch) -> Array:  # [B]
         """Log-likelihood of every row's targets (for rank classification)."""
-        token_loss, _ = self._over_targets(losses.cross_entropy, params, batch)
+        _, hidden = self.states(params, batch)
+        token_loss, _ = self._over_targets(losses.cross_entropy, params, batch, hidden)
         weights, _ = losses.weights_and_divisor(batch, None)
         return -jnp.sum(token_loss * weights, axis=-1)
 

@@ -67,6 +67,7 @@ def learning_rate_schedule(
     decay_factor: float = 0.5,
     steps_per_decay: int = 20_000,
     steps_per_cycle: int = 100_000,
+    cooldown_steps: int = 0,
     min_learning_rate: float = 1e-8,
 ) -> LearningRate:
     """A product of factors, as T5X's ``create_learning_rate_scheduler`` has it.
@@ -76,24 +77,26 @@ def learning_rate_schedule(
     same, starting from 1), decay_every (times ``decay_factor`` every
     ``steps_per_decay``), cosine_decay (cycles of ``steps_per_cycle``) and linear_decay
     (the base rate, warmed up, then less ``decay_factor`` of it with every step, so that
-    0.5 takes two steps; it includes constant and linear_warmup). Two factors are ours,
-    because a run's last step is what one knows: linear_to_zero and cosine_to_zero go
-    from 1 at the start (after the warm-up, if linear_warmup is a factor, too) to 0 at
-    ``decay_steps``.
+    0.5 takes two steps; it includes constant and linear_warmup). Three factors are
+    ours, because a run's last step is what one knows: linear_to_zero and cosine_to_zero
+    go from 1 at the start (after the warm-up, if linear_warmup is a factor, too) to 0
+    at ``decay_steps``; linear_cooldown is 1 but for the last ``cooldown_steps`` before
+    it (Hägele et al. 2024), so that a run of unknown length can be ended at any step.
 
     Args:
       factors: names joined by ``*``.
       base_learning_rate: what ``constant`` multiplies by.
       warmup_steps: length of the warm-up, and offset of the decays.
-      decay_steps: the step at which the ``..._to_zero`` factors reach 0.
+      decay_steps: the step at which the factors that are ours reach 0.
       decay_factor: see linear_decay and decay_every.
       steps_per_decay: see decay_every.
       steps_per_cycle: see cosine_decay.
+      cooldown_steps: see linear_cooldown.
       min_learning_rate: the rate never falls below it (T5X's 1e-8).
 
     Raises:
-      UserError: an unknown factor, or a ``..._to_zero`` factor without
-        ``decay_steps`` or with one that is not past the warm-up.
+      UserError: an unknown factor, one of ours without its steps, or a
+        ``..._to_zero`` factor that ends within the warm-up.
     """
     names = [name.strip() for name in factors.split("*")]
     # T5X's warm-up of 10,000 steps is a default, not a wish: without its factor a decay
@@ -127,17 +130,22 @@ def learning_rate_schedule(
         "cosine_decay": lambda step: cosine(cycle(step)),
         "linear_to_zero": lambda step: 1.0 - to_zero(step),
         "cosine_to_zero": lambda step: cosine(to_zero(step)),
+        "linear_cooldown": lambda step: jnp.clip(
+            ((decay_steps or 0) - step) / cooldown_steps, 0.0, 1.0
+        ),
     }
     for name in names:
         if name not in known:
             raise UserError(
                 f"learning rate factor {name!r} is not one of {', '.join(known)}"
             )
-        if not name.endswith("_to_zero"):
+        if name == "linear_cooldown" and cooldown_steps < 1:
+            raise UserError("linear_cooldown needs cooldown_steps, 1 or more")
+        if name not in ("linear_to_zero", "cosine_to_zero", "linear_cooldown"):
             continue
         if not decay_steps:
             raise UserError(f"{name} needs decay_steps, the step where it reaches 0")
-        if decay_steps <= begin:
+        if name.endswith("_to_zero") and decay_steps <= begin:
             raise UserError(
                 f"decay_steps={decay_steps} must lie after the warm-up of {begin} steps"
             )

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pre-training batches from arrays of token ids, without TensorFlow.
 
-Three kinds of rows share a batch: span corruption (Raffel et al. 2020, section 3.1.4),
-prefix language modelling (the LM adaptation of Lester et al. 2021, section 3.3) and
-packed labelled examples, T5 1.0's supervised share. A batch depends on the seed and the
+Four kinds of rows share a batch: span corruption (Raffel et al. 2020, section 3.1.4),
+prefix language modelling (the LM adaptation of Lester et al. 2021, section 3.3), packed
+sentences with a teacher's vectors (see `distillation`) and packed labelled examples,
+T5 1.0's supervised share. A batch depends on the seed and the
 step alone, so that a resumed run sees what an uninterrupted one would have seen.
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,9 +19,17 @@ import numpy as np
 from prompt_tuning import trees
 from prompt_tuning.errors import UserError
 from prompt_tuning.network.model import Model
+from prompt_tuning.training.distillation import VECTORS, Sentences
 from prompt_tuning.types import Params
 
 EOS_ID = 1
+# Sentences shorter than this are shown whole: a span hidden would take their sense.
+SHORTEST_CORRUPTED = 6
+# No row holds more sentences with vectors than one for so many encoder positions.
+POSITIONS_PER_VECTOR = 8
+
+# Inputs, targets, and the number of the vector that goes with them or -1.
+Example = tuple[np.ndarray, np.ndarray, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +86,9 @@ class Mixture:
       inputs_length: T.
       targets_length: S.
       span_corruption: share of the rows.
-      prefix_lm: share of the rows; the remaining rows are labelled.
+      prefix_lm: share of the rows.
+      distilled: share of the rows; the remaining rows are labelled.
+      sentences: what distilled rows hold, or None.
       task_weights: how often each task is drawn; tasks left out are not drawn.
       noise_density: share of tokens that span corruption hides.
       mean_span_length: mean length of a hidden span.
@@ -92,19 +103,25 @@ class Mixture:
     targets_length: int = 32
     span_corruption: float = 0.25
     prefix_lm: float = 0.25
+    distilled: float = 0.0
+    sentences: Sentences | None = None
     task_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     noise_density: float = 0.15
     mean_span_length: float = 3.0
     seed: int = 0
 
     def __post_init__(self):
-        shares = self.span_corruption + self.prefix_lm
-        if shares > 1.0 or min(self.span_corruption, self.prefix_lm) < 0:
+        parts = (self.span_corruption, self.prefix_lm, self.distilled)
+        shares = sum(parts)
+        if shares > 1.0 + 1e-9 or min(parts) < 0:
             raise UserError(
-                f"span_corruption={self.span_corruption} and prefix_lm="
-                f"{self.prefix_lm} must not be negative and add up to 1 at most"
+                f"span_corruption={self.span_corruption}, prefix_lm={self.prefix_lm} "
+                f"and distilled={self.distilled} must not be negative and add up to 1 "
+                "at most"
             )
-        if shares < 1.0:
+        if self.distilled and self.sentences is None:
+            raise UserError("distilled rows need sentences with vectors")
+        if self.num_labelled:
             if self.labelled is None:
                 raise UserError(
                     "the shares leave rows for labelled examples but there are none: "
@@ -152,14 +169,45 @@ class Mixture:
     def batch(self, step: int, pools=None) -> dict[str, np.ndarray]:
         """The batch of one step: features as `Model` takes them, packed."""
         rng = np.random.default_rng((self.seed, step))
-        num_span = round(self.batch_size * self.span_corruption)
-        num_prefix = round(self.batch_size * self.prefix_lm)
-        num_labelled = self.batch_size - num_span - num_prefix
-        rows = [[self._span_corruption(rng)] for _ in range(num_span)]
-        rows += [[self._prefix_lm(rng)] for _ in range(num_prefix)]
+        num_span, num_prefix, num_distilled, num_labelled = self.rows_by_kind
+        rows: list[list[Example]] = []
+        rows += [[(*self._span_corruption(rng), -1)] for _ in range(num_span)]
+        rows += [[(*self._prefix_lm(rng), -1)] for _ in range(num_prefix)]
+        rows += self._fill(num_distilled, lambda: self._distilled(rng))
         if num_labelled:
-            rows += self._labelled(rng, num_labelled, pools or self._pools())
-        return pack(rows, self.inputs_length, self.targets_length)
+            examples, weights = pools or self._pools()
+            draw = lambda: self._labelled(rng, examples, weights)
+            rows += self._fill(num_labelled, draw)
+        batch = pack(rows, self.inputs_length, self.targets_length)
+        if num_distilled:
+            batch[VECTORS] = self._vectors(rows)
+        return batch
+
+    @property
+    def rows_by_kind(self) -> tuple[int, int, int, int]:
+        """Rows of span corruption, prefix LM, distilled and labelled ones."""
+        shares = (self.span_corruption, self.prefix_lm, self.distilled)
+        first, second, third = (round(self.batch_size * share) for share in shares)
+        return first, second, third, self.batch_size - first - second - third
+
+    @property
+    def num_labelled(self) -> int:
+        """Labelled rows of a batch."""
+        return self.rows_by_kind[-1]
+
+    @property
+    def num_vectors(self) -> int:
+        """Places for vectors in each row, M."""
+        return self.inputs_length // POSITIONS_PER_VECTOR
+
+    def _vectors(self, rows: list[list[Example]]) -> np.ndarray:  # [B, M, D]
+        values = self.sentences.vectors
+        found = np.zeros((len(rows), self.num_vectors, values.shape[1]), np.float32)
+        for r, row in enumerate(rows):
+            for place, (_, _, number) in enumerate(row):
+                if number >= 0:
+                    found[r, place] = values[number]
+        return found
 
     def _chunk(self, rng: np.random.Generator, length: int) -> np.ndarray:
         start = rng.integers(0, len(self.text) - length)
@@ -197,21 +245,37 @@ class Mixture:
         weights = np.array(list(self.task_weights.values()), np.float64)
         return pools, weights / weights.sum()
 
-    def _labelled(self, rng, num_rows: int, pools) -> list[list]:
+    def _labelled(self, rng, examples: list[np.ndarray], weights) -> Example:
+        pool = examples[rng.choice(len(examples), p=weights)]
+        inputs, targets = self.labelled.example(pool[rng.integers(len(pool))])
+        return inputs.astype(np.int32), targets.astype(np.int32), -1
+
+    def _distilled(self, rng) -> Example:
+        number = int(rng.choice(self.sentences.chosen))
+        ids = self.sentences.sentence(number)
+        if len(ids) >= SHORTEST_CORRUPTED:
+            noise = (self.noise_density, self.mean_span_length)
+            return *corrupt_spans(ids, rng, self.vocab_size, *noise), number
+        return np.append(ids, EOS_ID), np.zeros(0, np.int32), number
+
+    def _fill(self, num_rows: int, draw: Callable[[], Example]) -> list[list[Example]]:
         """Fills rows first-fit, from a draw somewhat larger than they hold."""
-        examples, weights = pools
-        rows: list[list] = [[] for _ in range(num_rows)]
+        rows: list[list[Example]] = [[] for _ in range(num_rows)]
         room = np.tile([self.inputs_length, self.targets_length], (num_rows, 1))
         misses = 0
-        while misses < 8:
-            pool = examples[rng.choice(len(examples), p=weights)]
-            inputs, targets = self.labelled.example(pool[rng.integers(len(pool))])
-            size = np.array([len(inputs), len(targets)])
-            fits = np.flatnonzero((room >= size).all(axis=1))
-            if not len(fits):
+        while num_rows and misses < 8:
+            example = draw()
+            size = np.array([len(example[0]), len(example[1])])
+            # Places for vectors run out only where sentences are very short.
+            fits = [
+                r
+                for r in np.flatnonzero((room >= size).all(axis=1))
+                if example[2] < 0 or len(rows[r]) < self.num_vectors
+            ]
+            if not fits:
                 misses += 1
                 continue
-            rows[fits[0]].append((inputs.astype(np.int32), targets.astype(np.int32)))
+            rows[fits[0]].append(example)
             room[fits[0]] -= size
         return rows
 
@@ -268,7 +332,7 @@ def _random_partition(rng, total: int, parts: int) -> np.ndarray:
     return np.diff(np.concatenate([[0], cuts, [total]]))
 
 
-def pack(rows: list[list], inputs_length: int, targets_length: int) -> dict:
+def pack(rows: list[list[Example]], inputs_length: int, targets_length: int) -> dict:
     """Lays each row's examples end to end, with segment ids from 1 on.
 
     Returns:
@@ -286,7 +350,7 @@ def pack(rows: list[list], inputs_length: int, targets_length: int) -> dict:
     }
     for r, row in enumerate(rows):
         i = j = 0
-        for segment, (inputs, targets) in enumerate(row, start=1):
+        for segment, (inputs, targets, *_) in enumerate(row, start=1):
             end_i, end_j = i + len(inputs), j + len(targets)
             batch["encoder_input_tokens"][r, i:end_i] = inputs
             batch["encoder_segment_ids"][r, i:end_i] = segment
@@ -323,7 +387,11 @@ def load(folder: str | pathlib.Path, suffix: str = "", **kwargs: Any) -> Mixture
             f"{kwargs['vocab_size']} embedding rows; use the model file of its vocabulary"
         )
     labelled = Labelled.load(labelled_path) if labelled_path.exists() else None
-    return Mixture(text, labelled, **kwargs)
+    sentences = None
+    if kwargs.get("distilled"):
+        path = pathlib.Path(folder) / "sentences.npz"
+        sentences = Sentences.load(path, held_out=bool(suffix))
+    return Mixture(text, labelled, sentences=sentences, **kwargs)
 
 
 def held_out_metrics(model: Model, mixture: Mixture, num_batches: int = 4):
@@ -333,13 +401,11 @@ def held_out_metrics(model: Model, mixture: Mixture, num_batches: int = 4):
     choose the best step.
     """
     evaluate = jax.jit(lambda params, rows: model.loss(params, rows)[1])
-    first = round(mixture.batch_size * mixture.span_corruption)
-    second = first + round(mixture.batch_size * mixture.prefix_lm)
-    kinds = {
-        "span_corruption": slice(0, first),
-        "prefix_lm": slice(first, second),
-        "labelled": slice(second, mixture.batch_size),
-    }
+    names = ("span_corruption", "prefix_lm", "distilled", "labelled")
+    kinds, start = {}, 0
+    for name, count in zip(names, mixture.rows_by_kind, strict=True):
+        kinds[name] = slice(start, start + count)
+        start += count
 
     def metrics(tuned: Params, frozen: Params) -> dict[str, float]:
         params = trees.merge(tuned, frozen)
@@ -354,6 +420,9 @@ def held_out_metrics(model: Model, mixture: Mixture, num_batches: int = 4):
             ]
             correct = sum(int(s["correct"]) for s in sums)
             values[f"{kind}_accuracy"] = correct / sum(int(s["weight"]) for s in sums)
+            if kind == "distilled":
+                cosine = sum(float(s["cosine"]) for s in sums)
+                values["cosine"] = cosine / sum(float(s["sentences"]) for s in sums)
         return values
 
     return metrics

@@ -223,3 +223,24 @@ def test_the_shapes_of_decays_to_zero():
         for name in ("linear_to_zero", "cosine_to_zero")
     ]
     np.testing.assert_allclose(got, [1.5, 1.7071068], rtol=1e-6)
+
+
+def test_a_cooldown_leaves_the_steps_before_it_alone():
+    other = "constant * linear_warmup * rsqrt_normalized_decay"
+    steps, args = (5, 40, 90, 100, 105, 110, 120), (2.0, 10, 110)
+    cooled = [
+        rate(step, f"{other} * linear_cooldown", *args, cooldown_steps=20)
+        for step in steps
+    ]
+    uncooled = np.array([rate(step, other, *args) for step in steps])
+    np.testing.assert_allclose(
+        cooled, np.maximum(uncooled * [1, 1, 1, 0.5, 0.25, 0, 0], 1e-8), rtol=1e-5
+    )
+
+
+def test_a_cooldown_needs_its_length_and_its_end():
+    factors = "constant * linear_cooldown"
+    with pytest.raises(UserError, match="linear_cooldown needs cooldown_steps"):
+        optimizers.learning_rate_schedule(factors, decay_steps=10)
+    with pytest.raises(UserError, match="linear_cooldown needs decay_steps"):
+        optimizers.learning_rate_schedule(factors, cooldown_steps=5)
