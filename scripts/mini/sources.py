@@ -57,6 +57,13 @@ ORIGINS = {
     "mrpc": ((), "GLUE MRPC, training part", "not stated"),
     "pan": ((), "PAN paraphrase pairs, training part", "not stated"),
     "rte": ((), "GLUE RTE, training part", "not stated"),
+    "qqp": ((), "GLUE QQP, of the training part", "not stated"),
+    "mnli": ((), "GLUE MNLI, of the training part", "not stated"),
+    "qnli": ((), "GLUE QNLI, of the training part", "not stated"),
+    "boolq": ((), "SuperGLUE BoolQ, training part", "not stated"),
+    "cb": ((), "SuperGLUE CB, training part", "not stated"),
+    "copa": ((), "SuperGLUE COPA, training part", "not stated"),
+    "prompted": ((), "rows in T0's templates", "not stated"),
 }
 
 # For each file of prose: the package and its licence.
@@ -293,7 +300,8 @@ def read_packages(packages):
     return [row for reader in readers for row in reader(packages)]
 
 
-def _pair(task, first, second, label):
+def pair(task, first, second, label):
+    """Returns the Row of a pair; its first text decides where the row belongs."""
     return Row(task, first.strip(), second.strip(), label, first)
 
 
@@ -318,17 +326,17 @@ def read_folder(data):
         parts = line.rstrip("\r").split("\t")
         if len(parts) == 5:
             label = "same" if parts[0] == "1" else "different"
-            rows.append(_pair("mrpc", parts[3], parts[4], label))
+            rows.append(pair("mrpc", parts[3], parts[4], label))
     path = data / "glue" / "RTE" / "train.tsv"
     for line in path.read_text("utf-8").split("\n")[1:]:
         parts = line.rstrip("\r").split("\t")
         if len(parts) == 4:
-            rows.append(_pair("rte", *parts[1:]))
+            rows.append(pair("rte", *parts[1:]))
     columns = []
     for name in ("_s1.txt", "_s2.txt", ".labels"):
         text = (data / "pan" / f"pan-train{name}").read_text("utf-8")
         columns.append(text.rstrip("\n").split("\n"))
     for first, second, value in zip(*columns, strict=True):
         label = "same" if value.strip() == "1" else "different"
-        rows.append(_pair("pan", first, second, label))
+        rows.append(pair("pan", first, second, label))
     return rows

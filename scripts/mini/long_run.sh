@@ -1,0 +1,53 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Teacher's vectors, then a pre-training without a planned end; the same command goes on
+# from wherever an earlier one was stopped.
+#
+#   long_run.sh ARRAYS TEACHER.whl RUN          trains until it is stopped
+#   long_run.sh ARRAYS TEACHER.whl RUN N MODEL  copies the newest checkpoint of RUN to
+#                                               MODEL and cools it down in N more steps
+set -eu
+if [ $# -ne 3 ] && [ $# -ne 5 ]; then
+  sed -n '3,9s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+fi
+# Vectors of 24 times 4,096 sentences; those that are there already are kept.
+[ -f "$1/sentences.npz" ] ||
+  python "$(dirname "$0")/teacher.py" --arrays "$1" --package "$2" --parts 24
+folder=$3
+last=65000  # of 7,680 positions each: 500 million
+decay=
+changes=False
+if [ $# -eq 5 ]; then
+  folder=$5
+  # A copy that was cut short goes on where it is.
+  if [ ! -d "$5/checkpoints" ]; then
+    newest=$(ls "$3/checkpoints" | grep -x '[0-9]*' | sort -n | tail -n 1)
+    mkdir -p "$5/partial"
+    cp -r "$3/checkpoints/$newest" "$5/partial/"
+    cp "$3/run.json" "$5/"
+    echo $((newest + $4)) > "$5/last_step"
+    mv "$5/partial" "$5/checkpoints"
+  fi
+  last=$(cat "$5/last_step")
+  decay=' * linear_cooldown'
+  changes=True
+fi
+# 32 rows of 192 + 48 tokens are 7,680 positions a step. The rate falls with the root of
+# the step, which needs no end; a cool-down of a tenth of the steps makes the model.
+exec python -m prompt_tuning pretrain --gin_file=models/t5_1_1_mini.gin \
+  --gin.T5Config.emb_dim=256 --gin.T5Config.num_heads=8 \
+  --gin.T5Config.num_decoder_layers=2 \
+  --gin.MODEL_DIR="'$folder'" --gin.ARRAYS_DIR="'$1'" \
+  --gin.BATCH_SIZE=32 --gin.INPUTS_LENGTH=192 --gin.TARGETS_LENGTH=48 \
+  --gin.SPAN_CORRUPTION_SHARE=0.2 --gin.PREFIX_LM_SHARE=0.1 \
+  --gin.DISTILLED_SHARE=0.25 --gin.DISTILLATION_WEIGHT=10.0 --gin.START_TABLE=True \
+  --gin.TASK_WEIGHTS="{'imdb': 0.1, 'opinion_words': 0.02, 'customer_reviews': 0.05,
+    'vader_amazon': 0.04, 'vader_tweets': 0.05, 'vader_nyt': 0.04, 'snli': 0.06,
+    'mnli': 0.09, 'qnli': 0.08, 'qqp': 0.08, 'sarcasm': 0.05, 'bbc': 0.06,
+    'spam': 0.03, 'mrpc': 0.03, 'pan': 0.03, 'rte': 0.02, 'boolq': 0.05,
+    'cb': 0.01, 'copa': 0.01, 'prompted': 0.1}" \
+  --gin.LEARNING_RATE=0.015 --gin.WARMUP_STEPS=1000 \
+  --gin.LEARNING_RATE_FACTORS="'constant * linear_warmup * rsqrt_normalized_decay$decay'" \
+  --gin.DECAY_STEPS="$last" --gin.COOLDOWN_STEPS="${4:-1}" --gin.TRAIN_STEPS="$last" \
+  --gin.ALLOW_CHANGES="$changes"

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chooses the texts whose sentence vectors a teacher computes."""
+
+import random
+
+from labelled import PLAIN_STYLE_SHARE, SEED, is_held_out, plain_style, split_sentences
+
+SHORTEST, LONGEST = 4, 45
+COUNT = 400_000
+# Labelled sets hold questions, captions, headlines and messages, prose holds none.
+LABELLED_SHARE = 0.5
+# Words by themselves and fragments that a pattern made tell a teacher nothing new.
+UNUSED_TASKS = ("opinion_words", "prompted", "imdb")
+
+
+def choose_sentences(runs, rows):
+    """Chooses distinct texts.
+
+    Args:
+      runs: Training runs of prose, each (source, paragraphs).
+      rows: Labelled rows; those held out are left out.
+
+    Returns:
+      A list of strings in random order, so that any first part is a fair sample.
+    """
+    generator = random.Random(SEED)
+    prose = [
+        sentence
+        for _, paragraphs in runs
+        for paragraph in paragraphs
+        for sentence in split_sentences(paragraph)
+    ]
+    texts = [
+        text
+        for row in rows
+        if row.task not in UNUSED_TASKS and not is_held_out(row.key)
+        for text in (row.text, row.second)
+    ]
+    chosen = []
+    for group, share in ((prose, 1 - LABELLED_SHARE), (texts, LABELLED_SHARE)):
+        fitting = sorted({t for t in group if SHORTEST <= len(t.split()) <= LONGEST})
+        chosen += generator.sample(fitting, min(len(fitting), int(share * COUNT)))
+    generator.shuffle(chosen)
+    return [
+        plain_style(text) if generator.random() < PLAIN_STYLE_SHARE else text
+        for text in chosen
+    ]
+
+
+def write_sentences(sentences, path):
+    """Writes one text a line."""
+    lines = [" ".join(sentence.split()) + "\n" for sentence in sentences]
+    path.write_text("".join(lines), encoding="utf-8")

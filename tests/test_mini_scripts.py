@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mini's scripts: rows are found however they are written, cards say what was run."""
+
+import importlib
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+FOLDER = pathlib.Path(__file__).parents[1] / "scripts" / "mini"
+
+
+@pytest.fixture(scope="module")
+def script():
+    """Imports a script by its name."""
+    sys.path.insert(0, str(FOLDER))
+    yield importlib.import_module
+    sys.path.remove(str(FOLDER))
+
+
+def test_a_row_is_found_inside_another_text_whatever_its_spacing(script):
+    index = script("leaks").LeakIndex(
+        ["A gorgeous , witty and seductive movie .", "too short"]
+    )
+    texts = [
+        "Nothing of it.",
+        'He wrote: "a gorgeous, witty and SEDUCTIVE movie". So he did.',
+        "It is too short for that.",
+        "Too short!",
+    ]
+    # Short rows count as whole texts alone.
+    assert [at for at, _ in index.find(texts)] == [1, 3]
+
+
+def test_rows_are_found_in_every_batch_of_texts(script):
+    leaks = script("leaks")
+    row = "six words are in this row"
+    filler = "letters and digits " * 1000
+    texts = [f"{filler} {row if number % 50 == 7 else ''}" for number in range(400)]
+    assert sum(map(len, texts)) > leaks._BATCH_BYTES
+    found = [at for at, _ in leaks.LeakIndex([row]).find(texts)]
+    assert found == list(range(7, 400, 50))
+
+
+def test_window_hashes_tell_windows_apart(script):
+    leaks = script("leaks")
+    data = bytes(np.random.default_rng(0).integers(0, 4, 3000, dtype=np.uint8))
+    hashes = leaks.window_hashes(data + data)
+    assert len(hashes) == 6000 - leaks.WINDOW + 1
+    np.testing.assert_array_equal(hashes[: 3000 - leaks.WINDOW], hashes[3000:][:-1])
+    windows = {data[i : i + leaks.WINDOW] for i in range(3000 - leaks.WINDOW)}
+    assert len(set(hashes[: 3000 - leaks.WINDOW].tolist())) == len(windows)
+
+
+def test_a_card_says_what_the_records_say(script):
+    record = {
+        "run": {
+            "config": {"emb_dim": 256, "logits_via_embedding": False},
+            "task_weights": {"imdb": 0.1, "bbc": 0.3},
+            "batch_size": 32,
+            "inputs_length": 192,
+            "targets_length": 48,
+            "span_corruption": 0.2,
+            "prefix_lm": 0.1,
+            "distilled": 0.25,
+            "start_table": False,
+            "seed": 0,
+            "optimizer": {"name": "adafactor"},
+        },
+        "changes": [{"step": 90, "value": "learning_rate", "was": 0.01, "now": 0.02}],
+    }
+    source = {"package": "somewhere", "licence": "MIT"}
+    sources = {
+        "text": {"moby": {**source, "tokens": 1234}},
+        "labelled": {name: {**source, "examples": 7} for name in ("imdb", "bbc")},
+    }
+    records = [
+        {"split": "train", "step": 100, "loss": 1.0, "learning_rate": 0.003},
+        {"split": "validation", "step": 100, "labelled_accuracy": 0.5, "cosine": 0.25},
+    ]
+    found = {"classes": 2, "majority": 0.5, "tf_idf": 0.7}
+    found |= {"embeddings": 0.6, "states": 0.8, "prompt_by_seed": [0.7, 0.8]}
+    probed = {"recipe": {"steps": 200}, "tasks": {"offence": found}}
+    text = script("card").card("tiny", sources, record, records, probed, 4096)
+    for line in (
+        "| emb_dim | 256 |",
+        "| bbc | somewhere | 7 | 0.750 | MIT |",
+        "| labelled | 0.450 |",
+        "| 100 | 0.500 | 0.250 |",
+        "| offence | 2 | 0.500 | 0.700 | 0.600 | 0.800 | 0.750 |",
+        "From step 90 on, learning_rate was 0.02, before 0.01.",
+    ):
+        assert line in text.splitlines()
+    assert "768,000 positions" in text and "4,096 sentences" in text
+    assert "logits_via_embedding" not in text and "began as" not in text
