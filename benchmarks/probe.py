@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a base model knows of tasks that it was not trained on.
+
+    python benchmarks/probe.py --tasks FOLDER --output benchmarks/results/probe.json
+
+FOLDER holds NAME.jsonl as `scripts/mini/probe_tasks.py` writes them. For each task: the
+test accuracy of the majority, of TF-IDF, of logistic regression on mean embeddings and
+on mean encoder states (see `probing`), and, unless --steps is 0, of a prompt of 20 tuned
+for so many steps at one fixed rate. Nothing is chosen by any row: a prompt is that of
+its last step. --model and --sizes name another model than the embedded one.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import tempfile
+from typing import Any
+
+import environment
+import numpy as np
+
+from prompt_tuning import report
+from prompt_tuning.checkpoints import base_models, model_file
+from prompt_tuning.commands import demo, train
+from prompt_tuning.data.local_task import LocalTask
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.transformer import T5Config, Transformer
+from prompt_tuning.runs import baselines
+from prompt_tuning.runs.settings import Base, Data, Settings, Tuning
+from prompt_tuning.training import optimizers, probing, prompt_starts
+from prompt_tuning.training.schedule import Schedule
+
+TARGETS_LENGTH = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a prompt is tuned.
+
+    Attributes:
+      rate: the learning rate, in units of the root mean square of the table's entries.
+      factors: of its schedule; warm-up takes a tenth of the steps.
+      length: positions of the prompt.
+      init: a name of `prompt_starts.named`.
+      steps: of 32 rows.
+    """
+
+    rate: float = 0.3
+    factors: str = "constant * linear_to_zero"
+    length: int = demo.PROMPT_LENGTH
+    init: str = "class_labels"
+    steps: int = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A base model as the benchmarks take it.
+
+    Attributes:
+      base: for runs.
+      loaded: its float32 weights.
+      vocabulary: its SentencePiece model.
+      table_rms: root mean square of the embedding table's entries.
+    """
+
+    base: Base
+    loaded: base_models.BaseModel
+    vocabulary: pathlib.Path
+    table_rms: float
+
+    @property
+    def name(self) -> str:
+        """What people call the model."""
+        return self.loaded.name
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of both benchmarks: model, tasks and output."""
+    parser.add_argument("--tasks", type=pathlib.Path, required=True)
+    parser.add_argument(
+        "--model",
+        default=demo.CHECKPOINT,
+        help="a folder with weights and spiece.model",
+    )
+    parser.add_argument(
+        "--sizes", type=json.loads, default={}, help="of T5Config, where they differ"
+    )
+    parser.add_argument("--output", type=pathlib.Path)
+
+
+def open_model(options: argparse.Namespace) -> Opened:
+    """The model that `add_model_arguments` named."""
+    config: T5Config = dataclasses.replace(demo.CONFIG, **options.sizes)
+    loaded = base_models.load(config, options.model, frozen_dtype="float32")
+    return Opened(
+        Base(config=config, initial_checkpoint_path=options.model),
+        loaded,
+        pathlib.Path(loaded.path) / model_file.VOCABULARY,
+        float(np.sqrt(np.mean(np.square(loaded.table)))),
+    )
+
+
+def write_splits(
+    task: probing.ProbeTask, folder: pathlib.Path, vocabulary: pathlib.Path
+) -> LocalTask:
+    """The task as files that the ``train`` command reads; its input is the text alone."""
+    files = {}
+    for name, split in (("train", task.train), ("validation", task.test)):
+        path = folder / f"{task.name}_{name}.jsonl"
+        rows = [
+            {"text": text, "label": task.labels[label]}
+            for text, label in zip(split.texts, split.labels, strict=True)
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        files[name] = str(path)
+    return LocalTask(
+        files, "{text}", label_names=list(task.labels), vocabulary=str(vocabulary)
+    )
+
+
+def tune(
+    task: probing.ProbeTask,
+    opened: Opened,
+    recipe: Recipe,
+    seed: int,
+    local_task: LocalTask,
+    evaluations: int = 1,
+) -> dict[int, float]:
+    """Accuracy on the task's test part, by step; the last one is the recipe's steps."""
+    tuning = Tuning(
+        method="prompt_tuning",
+        prompt_length=recipe.length,
+        prompt_init=prompt_starts.named(recipe.init, task.labels),
+        optimizer=optimizers.adafactor(
+            optimizers.learning_rate_schedule(
+                recipe.factors,
+                recipe.rate * opened.table_rms,
+                warmup_steps=recipe.steps // 10,
+                decay_steps=recipe.steps,
+            ),
+            multiply_by_parameter_scale=False,
+            weight_decay_rate=1e-5,
+        ),
+    )
+    longest = max(len(ids) for ids in [*task.train.ids, *task.test.ids])
+    settings = Settings(
+        base=opened.base,
+        data=Data(
+            mixture_or_task_name=f"probe_{task.name}",
+            local_task=local_task,
+            task_feature_lengths={"inputs": longest, "targets": TARGETS_LENGTH},
+        ),
+        tuning=tuning,
+        schedule=Schedule(recipe.steps, recipe.steps // evaluations, 0),
+        seed=seed,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        train.train(model_dir=folder, settings=settings)
+        records = report.read_metrics(pathlib.Path(folder))
+    return {
+        record["step"]: record["accuracy"]
+        for record in records
+        if record["split"] == "validation"
+    }
+
+
+def main() -> None:
+    """Measures and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_model_arguments(parser)
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--seeds", type=int, default=1)
+    options = parser.parse_args()
+    opened = open_model(options)
+    recipe = Recipe(steps=options.steps)
+    encoder = probing.Encoder(Model(Transformer(opened.loaded.config)))
+    tasks: dict[str, dict[str, Any]] = {}
+    for task in probing.load(options.tasks, opened.vocabulary):
+        learned, test = task.train, task.test
+        found = tasks[task.name] = {
+            "classes": len(task.labels),
+            "train_rows": len(learned.texts),
+            "test_rows": len(test.texts),
+            "majority": float(
+                baselines.majority(learned.labels.tolist(), test.labels.tolist()).mean()
+            ),
+            "tf_idf": float(
+                baselines.tf_idf(
+                    learned.texts,
+                    learned.labels.tolist(),
+                    test.texts,
+                    test.labels.tolist(),
+                ).mean()
+            ),
+            **probing.probe(encoder, opened.loaded.params, task),
+        }
+        if recipe.steps:
+            with tempfile.TemporaryDirectory() as name:
+                local_task = write_splits(task, pathlib.Path(name), opened.vocabulary)
+                found["prompt_by_seed"] = [
+                    tune(task, opened, recipe, seed, local_task)[recipe.steps]
+                    for seed in range(options.seeds)
+                ]
+        report.say(f"{task.name}: {found}")
+    results = {
+        "model": opened.name,
+        "sizes": options.sizes,
+        "recipe": dataclasses.asdict(recipe) if recipe.steps else None,
+        "tasks": tasks,
+    }
+    environment.publish(results, options.output, ["scikit-learn"])
+
+
+if __name__ == "__main__":
+    main()
