@@ -176,6 +176,14 @@ def test_pretrain(tmp_path):
             task=np.zeros(20, np.uint8),
             task_names=np.array(["reviews"]),
         )
+    np.savez(
+        arrays / "sentences.npz",
+        ids=rng.integers(3, 8000, 1040).astype(np.uint16),
+        offsets=np.arange(0, 1048, 8),
+        vectors=rng.normal(size=(130, 48)).astype(np.float16),
+    )
+    np.save(arrays / "table.npy", rng.normal(size=(200, 48)).astype(np.float32))
+    (arrays / "spiece.model").write_bytes(b"pieces")
     folder = tmp_path / "run"
     arguments = [
         "pretrain",
@@ -188,6 +196,8 @@ def test_pretrain(tmp_path):
         "--gin.TARGETS_LENGTH=16",
         "--gin.SPAN_CORRUPTION_SHARE=0.25",
         "--gin.PREFIX_LM_SHARE=0.25",
+        "--gin.DISTILLED_SHARE=0.25",
+        "--gin.START_TABLE=True",
     ]
     assert cli.main([*arguments, "--gin.TRAIN_STEPS=2"]) == 0
     assert cli.main([*arguments, "--gin.TRAIN_STEPS=3"]) == 0
@@ -196,10 +206,15 @@ def test_pretrain(tmp_path):
     assert set(results["validation"]) == {
         "span_corruption_accuracy",
         "prefix_lm_accuracy",
+        "distilled_accuracy",
+        "cosine",
         "labelled_accuracy",
     }
     specs = model_file.open_checkpoint(folder / "model").specs
     assert {str(spec.dtype) for spec in specs.values()} == {"bfloat16"}
+    # The map to the teacher's vectors is no part of the model; the vocabulary is.
+    assert not [name for name in specs if "distillation" in name]
+    assert (folder / "model" / "spiece.model").read_bytes() == b"pieces"
 
 
 def own_files():

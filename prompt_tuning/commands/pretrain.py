@@ -3,6 +3,7 @@
 
 import dataclasses
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +52,8 @@ def pretrain(
 
     Args:
       config: sizes of the model.
-      model_dir: folder of the run; the model is written to ``model/`` in it.
+      model_dir: folder of the run; the model, with the vocabulary of the arrays, is
+        written to ``model/`` in it.
       arrays_dir: folder with ``text.npy``, ``labelled.npz`` and their
         ``*_validation`` counterparts (see `pretraining`). Tasks in its folder
         ``probe`` are part of every evaluation (see `probing`).
@@ -168,6 +170,10 @@ def pretrain(
         results["changes"] = changes
     network = {k: v for k, v in result.tuned.items() if k != distillation.MAP}
     model_file.save_model(folder / MODEL_FOLDER, network, results, dtype="bfloat16")
+    vocabulary = pathlib.Path(arrays_dir) / model_file.VOCABULARY
+    if vocabulary.exists():
+        with files.replacing(folder / MODEL_FOLDER / model_file.VOCABULARY) as copy:
+            shutil.copyfile(vocabulary, copy)
     files.write_json(folder / report.RESULTS_FILE, results)
     report.say(f"wrote {folder / MODEL_FOLDER}")
     return results

@@ -419,7 +419,9 @@ def held_out_metrics(model: Model, mixture: Mixture, num_batches: int = 4):
                 for batch in batches
             ]
             correct = sum(int(s["correct"]) for s in sums)
-            values[f"{kind}_accuracy"] = correct / sum(int(s["weight"]) for s in sums)
+            # Sentences that are all too short to be corrupted have no targets.
+            weight = max(sum(int(s["weight"]) for s in sums), 1)
+            values[f"{kind}_accuracy"] = correct / weight
             if kind == "distilled":
                 cosine = sum(float(s["cosine"]) for s in sums)
                 values["cosine"] = cosine / sum(float(s["sentences"]) for s in sums)
