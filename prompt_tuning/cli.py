@@ -65,7 +65,10 @@ def parser() -> argparse.ArgumentParser:
         if name == "infer":
             sub.add_argument("texts", nargs="*", help="texts to answer")
     sub = commands.add_parser("inspect", help="say what a file or folder holds")
-    sub.add_argument("path", help="a prompt, a model or a MODEL_DIR, of any format")
+    sub.add_argument(
+        "path",
+        help="a prompt or a model of any format, a MODEL_DIR, or a file of a run or task",
+    )
     sub.add_argument("--base", help="the base model, for a prompt's nearest tokens")
     sub.add_argument("--plot", metavar="PNG", help="draw a prompt's norms and cosines")
     sub = commands.add_parser(

@@ -13,7 +13,14 @@ FLOATS = {
     BFLOAT16: np.dtype(ml_dtypes.bfloat16),
 }
 # What safetensors files call them.
-CODES = {FLOAT32: "F32", BFLOAT16: "BF16", INT8: "I8"}
+CODES = {
+    FLOAT32: "F32",
+    "float16": "F16",
+    BFLOAT16: "BF16",
+    INT8: "I8",
+    "int32": "I32",
+    "uint32": "U32",
+}
 # What a tensor of such a file, by its code, is read as. Of our two only float32 holds
 # every number of float16.
 READ_AS = {"F32": FLOAT32, "BF16": BFLOAT16, "F16": FLOAT32}

@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files and folders: whole or not at all, and errors that a user can read."""
+"""Files and folders: whole or not at all, never over their own input.
+
+What cannot be read or written is said in one line. What is written lies under a temporary
+name until it is whole. That name says which process on which machine writes it, so that
+what a killed writer left is known for what it is and removed by whoever writes into that
+folder next.
+"""
 
 import contextlib
 import json
@@ -8,17 +14,19 @@ import os
 import pathlib
 import re
 import shutil
+import socket
+import stat
+import sys
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
 
 import jax
 import ml_dtypes  # noqa: F401  Registers bfloat16 with NumPy.
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from prompt_tuning import dtypes, processes
 from prompt_tuning.errors import UserError
@@ -30,6 +38,12 @@ CRC = "crc32"
 OnStart = Callable[[pathlib.Path], None]
 # How long network file systems may take to show others what a process wrote.
 SECONDS_TO_APPEAR = 5.0
+# Names of this process's own streams; what they lead to may even be a regular file.
+_STANDARD = {"-": "stdout", "/dev/stdout": "stdout", "/dev/stderr": "stderr"}
+_DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d{1,6})")
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d{1,10})-[0-9a-f]{8}\.tmp", re.DOTALL)
+# After so long without a change, the writer on another machine is dead, too.
+_ABANDONED = 86_400.0
 
 
 @contextlib.contextmanager
@@ -37,23 +51,24 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
     """Yields a temporary name beside ``path``, renamed to it if the block succeeds.
 
     The block makes a file or a folder of that name. Missing parent folders are created.
-    After a failure nothing of it is left.
+    After a failure nothing of it is left. Where ``path`` is a link, the link stays and
+    what it leads to is replaced.
 
     Raises:
-      UserError: the file cannot be written.
+      UserError: the file cannot be written, or what has its name is neither a file nor
+        a folder.
     """
-    path = pathlib.Path(path)
-    made = [folder for folder in path.parents if not folder.exists()]
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    target = replaceable(path)
+    made = [folder for folder in target.parents if not folder.exists()]
+    mark = f"{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    temporary = target.with_name(f".{target.name}.{mark}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(target.parent)
         yield temporary
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except BaseException as error:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
         for folder in made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -62,10 +77,133 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
         raise
 
 
+def replaceable(path: Path) -> pathlib.Path:
+    """Where a new file goes that is to be called ``path``: links are followed.
+
+    Raises:
+      UserError: what has the name is a device, a pipe or the like.
+    """
+    target = pathlib.Path(os.path.realpath(path))
+    try:
+        mode = os.stat(target).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = stat.S_IFREG
+    except OSError as error:
+        raise unwritable(path, error) from error
+    if is_stream(path) or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"{path} is no file that can be replaced; give a file's name")
+    return target
+
+
+def replaceable_file(path: Path) -> pathlib.Path:
+    """As `replaceable`, for what is a file and no folder.
+
+    Raises:
+      UserError: what has the name is no file.
+    """
+    target = replaceable(path)
+    if target.is_dir():
+        raise UserError(f"{path} is a folder; give the name of a file")
+    return target
+
+
+def _machine() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes from a folder what writers that were killed left under temporary names."""
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match and _is_abandoned(entry, match[1], int(match[2])):
+                _remove(pathlib.Path(entry.path))
+
+
+def _is_abandoned(entry: os.DirEntry, machine: str, process: int) -> bool:
+    try:
+        if machine != _machine():
+            changed = entry.stat(follow_symlinks=False).st_mtime
+            return time.time() - changed > _ABANDONED
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    # It is another user's, or gone already.
+    except OSError:
+        return False
+    return False
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def is_stream(path: Path) -> bool:
+    """Whether ``path`` is written as it comes, and not replaced by a whole file.
+
+    So are ``-`` and ``/dev/stdout``, open descriptors, pipes and character devices.
+    """
+    text = os.fspath(path)
+    if text in _STANDARD or _DESCRIPTOR.fullmatch(text):
+        return True
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
+
+
+@contextlib.contextmanager
+def stream(path: Path) -> Iterator[BinaryIO]:
+    """Opens what `is_stream` knows, for writing.
+
+    Raises:
+      UserError: it cannot be written, e.g. because nobody reads it any more.
+    """
+    text = os.fspath(path)
+    try:
+        if text in _STANDARD:
+            output = getattr(sys, _STANDARD[text])
+            output.flush()
+            yield output.buffer
+            output.buffer.flush()
+        elif match := _DESCRIPTOR.fullmatch(text):
+            with os.fdopen(os.dup(int(match[1])), "wb") as file:
+                yield file
+        else:
+            with open(path, "wb") as file:
+                yield file
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def refuse_same(inputs: Iterable[Path | None], outputs: Iterable[Path]) -> None:
+    """Refuses to write over what is read, whatever names and links lead to it.
+
+    Raises:
+      UserError: an output is one of the inputs.
+    """
+    given = [path for path in inputs if path is not None]
+    for output in outputs:
+        for path in given:
+            # Neither, where one of them is not there.
+            same = False
+            with contextlib.suppress(OSError):
+                same = os.path.samefile(path, output)
+            if same:
+                raise UserError(
+                    f"{output} would be written over {path}, which is read: give the "
+                    "output another name"
+                )
+
+
 def unwritable(path: Path, error: Exception) -> UserError:
     """The error of a file or folder that could not be written."""
     return UserError(
-        f"cannot write {path}: {first_line(error)}; choose a folder that you may write "
+        f"cannot write to {path}: {first_line(error)}; choose a folder that you may write "
         "to, on a disk with room"
     )
 
@@ -136,10 +274,12 @@ def parse_json(
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str]):
-    """Writes a safetensors file, atomically."""
-    with replacing(path) as temporary:
-        arrays = {name: np.ascontiguousarray(leaf) for name, leaf in tensors.items()}
-        safetensors.numpy.save_file(arrays, temporary, metadata=metadata)
+    """Writes a safetensors file of arrays that are in memory, atomically."""
+    specs = {
+        name: jax.ShapeDtypeStruct(np.shape(leaf), np.asarray(leaf).dtype)
+        for name, leaf in tensors.items()
+    }
+    write_stream(path, specs, lambda name: np.asarray(tensors[name]), metadata)
 
 
 def write_stream(
@@ -154,7 +294,7 @@ def write_stream(
 
     Args:
       path: the file.
-      specs: shape and dtype (float32, bfloat16 or int8) of every tensor.
+      specs: shape and dtype of every tensor, one of `dtypes.CODES`.
       read: gives a tensor by its name.
       metadata: texts for the file's header.
       checksums: add to them the CRC-32 of every tensor, by name in JSON.
@@ -282,20 +422,7 @@ def _make(folder: pathlib.Path, probe: pathlib.Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
     except OSError as error:
-        raise _unwritable(folder, error) from error
-
-
-def _remove(probe: pathlib.Path) -> None:
-    try:
-        probe.unlink()
-    except OSError as error:
-        raise _unwritable(probe.parent, error) from error
-
-
-def _unwritable(folder: pathlib.Path, error: OSError) -> UserError:
-    return UserError(
-        f"cannot write to {folder} ({error.strerror}); choose another folder"
-    )
+        raise unwritable(folder, error) from error
 
 
 def _appears(path: pathlib.Path) -> bool:

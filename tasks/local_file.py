@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import seqio
 import tensorflow as tf
 
-from prompt_tuning.data import examples
+from prompt_tuning import report
+from prompt_tuning.data import examples, reach
 from prompt_tuning.data import metrics as task_metrics
 from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.data.template import Positions
@@ -25,6 +26,7 @@ def register(
     label_names: Mapping[str | int, str] | Sequence[str] | None = None,
     metrics: Sequence[str] = ("accuracy",),
     vocabulary: str = "mini",
+    columns: Sequence[str] | None = None,
 ) -> seqio.Task:
     """Registers a task of local files; see `LocalTask` for the arguments.
 
@@ -36,7 +38,9 @@ def register(
     Raises:
       UserError: see `register_task`.
     """
-    task = LocalTask(files, template, target_column, label_names, metrics, vocabulary)
+    task = LocalTask(
+        files, template, target_column, label_names, metrics, vocabulary, columns
+    )
     return register_task(name, task)
 
 
@@ -55,11 +59,16 @@ def register_task(name: str, local: LocalTask) -> seqio.Task:
             "in VOCABULARY, or put its spiece.model (T5's sentencepiece.model) beside its "
             "weights"
         )
-    metric_fns = task_metrics.by_name(local.metrics)
+    metric_fns = task_metrics.by_name(local.metrics, local.labels)
     output_features = features.output_features(local.vocabulary)
     for label in local.labels or ():
         _check_reach(name, label, output_features["targets"].vocabulary)
     splits = {split: _columns(local, split) for split in local.files}
+    for split, columns in splits.items():
+        for message in reach.messages(
+            columns["texts"], columns["targets"], output_features["targets"].vocabulary
+        ):
+            report.say(f"{local.files[split]}: {message}")
     if name in _REGISTERED:
         seqio.TaskRegistry.remove(name)
     elif name in seqio.TaskRegistry.names() or name in seqio.MixtureRegistry.names():
@@ -72,7 +81,7 @@ def register_task(name: str, local: LocalTask) -> seqio.Task:
                 functools.partial(_tokenize, parts=local.parsed.parts),
                 seqio.preprocessors.append_eos,
             ],
-            postprocess_fn=task_metrics.strip,
+            postprocess_fn=task_metrics.raw_target,
             metric_fns=metric_fns,
             output_features=output_features,
         )

@@ -7,9 +7,17 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from prompt_tuning.data import splits as slices
 from prompt_tuning.errors import UserError
 
 Columns = Mapping[str, Sequence[Any]]
+
+
+class SplitNames(tuple[str, ...]):
+    """Names of splits; the slices of them (see `data.splits`) are in it, too."""
+
+    def __contains__(self, split: object) -> bool:
+        return isinstance(split, str) and super().__contains__(slices.name_of(split))
 
 
 class Rows(seqio.DataSource):
@@ -21,8 +29,14 @@ class Rows(seqio.DataSource):
 
     def __init__(self, read: Callable[[str], Columns], splits: Sequence[str]):
         """Takes a function from a split to its columns, all of one length."""
-        super().__init__(splits=splits, caching_permitted=False)
+        super().__init__(splits=SplitNames(splits), caching_permitted=False)
         self._read = read
+        self._names = SplitNames(splits)
+
+    @property
+    def splits(self) -> SplitNames:
+        """The splits, of which any slice may be asked for."""
+        return self._names
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -39,12 +53,14 @@ class Rows(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **unused_kwargs,
     ) -> tf.data.Dataset:
-        """All rows of a split; a shard of them is taken by the task itself.
+        """All rows of a split or of a slice of it; a shard of them is taken by the task itself.
 
         Raises:
-          UserError: there are none.
+          UserError: there are none, or it is no slice.
         """
-        columns = self._read(split)
+        columns = self._read(slices.name_of(split))
+        rows = slices.rows_of(split, len(next(iter(columns.values()))))
+        columns = {name: values[rows] for name, values in columns.items()}
         size = len(next(iter(columns.values())))
         if not size:
             raise UserError(f"split {split!r} is empty: choose another")

@@ -194,8 +194,8 @@ def test_a_checkpoint_of_another_size(good, capsys, tmp_path):
 
 
 def test_inspect_refuses_other_files(capsys, tmp_path):
-    (tmp_path / "notes.txt").write_text("hello")
-    refused(["inspect", str(tmp_path / "notes.txt")], capsys, tmp_path)
+    (tmp_path / "notes").write_text("hello")
+    refused(["inspect", str(tmp_path / "notes")], capsys, tmp_path)
     refused(["inspect", str(tmp_path / "missing")], capsys, tmp_path)
 
 

@@ -23,6 +23,8 @@ from prompt_tuning.network.transformer import T5Config, Transformer
 from prompt_tuning.types import Params
 
 EMBEDDED = "embedded:"
+# As `Source.format` calls them.
+WITHOUT_CHECKSUMS = ("huggingface",)
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
 
 
@@ -127,6 +129,11 @@ def load(
         report.say(
             f"{source.path} holds a prompt beside the model ({', '.join(source.prompts)}"
             "), which is left out; PROMPT_FILE takes it"
+        )
+    if source.format in WITHOUT_CHECKSUMS:
+        report.say(
+            f"{source.path} is in a format without checksums ({source.format}): damage "
+            "to its numbers goes unnoticed"
         )
     config = dataclasses.replace(config, dtype=resolve_dtype(activation_dtype))
     abstract = Model(Transformer(config)).abstract_params()

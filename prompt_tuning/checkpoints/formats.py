@@ -140,12 +140,16 @@ def write_model(
     elif format == "native":
         if os.path.lexists(folder):
             raise UserError(f"{folder} exists already; choose another folder")
-        model_file.write_checkpoint(
-            folder, source, metadata=source.metadata, dtype=dtype, progress=progress
-        )
-        if vocabulary is not None:
-            with files.replacing(pathlib.Path(folder) / model_file.VOCABULARY) as copy:
-                shutil.copyfile(vocabulary, copy)
+        with files.replacing(folder) as temporary:
+            model_file.write_checkpoint(
+                temporary,
+                source,
+                metadata=source.metadata,
+                dtype=dtype,
+                progress=progress,
+            )
+            if vocabulary is not None:
+                shutil.copyfile(vocabulary, temporary / model_file.VOCABULARY)
     else:
         raise UserError(f"no format {format!r}; choose one of {', '.join(FORMATS)}")
 

@@ -120,6 +120,12 @@ def open_checkpoint(path: files.Path) -> Source:
     )
 
 
+_FILE_SUFFIXES = (
+    *(".safetensors", ".npy", ".npz", ".model", ".gin", ".bin", ".png"),
+    *(".json", ".jsonl", ".tsv", ".csv", ".txt", ".md"),
+)
+
+
 def resolve(name: files.Path) -> pathlib.Path:
     """The folder of a model on this machine, or of the copy of one on the hub.
 
@@ -133,7 +139,7 @@ def resolve(name: files.Path) -> pathlib.Path:
     path = pathlib.Path(name)
     if path.exists():
         return path
-    if not re.fullmatch(keys.HUB_NAME, str(name)):
+    if not is_hub_name(str(name)):
         raise UserError(f"there is no folder {name}; give the folder of a model")
     try:
         import huggingface_hub
@@ -155,6 +161,19 @@ def resolve(name: files.Path) -> pathlib.Path:
             f"that name ({files.first_line(error)}); check name and network, or give "
             "the folder of a copy"
         ) from error
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a path that is not there may be a name of the hub, worth a question to it.
+
+    A path that begins with a folder of this machine, or ends as files do, is misspelt.
+    """
+    owner, slash, _ = name.partition("/")
+    return (
+        re.fullmatch(keys.HUB_NAME, name) is not None
+        and not (slash and os.path.isdir(owner))
+        and pathlib.PurePath(name).suffix.lower() not in _FILE_SUFFIXES
+    )
 
 
 def write_checkpoint(

@@ -28,6 +28,13 @@ from prompt_tuning.types import Params
 
 READERS = 4
 TILE = 64
+PIECE = 1 << 16
+# Where a dtype keeps its exponent.
+_EXPONENTS = {
+    "float32": (np.uint32, np.uint32(0x7F800000)),
+    "bfloat16": (np.uint16, np.uint16(0x7F80)),
+    "float16": (np.uint16, np.uint16(0x7C00)),
+}
 # A model is known by its weights in this dtype, whatever they are kept in.
 HASHED = dtypes.FLOATS[dtypes.BFLOAT16]
 # What a run may choose for itself, whatever the checkpoint was trained with.
@@ -140,7 +147,7 @@ def _ahead(
 def _read(source: Source, name: str, into: Iterable[np.ndarray]) -> np.ndarray:
     """Reads a tensor; returns it as it was put in its place."""
     (array,) = into
-    _fill(array, source.read(name))
+    _fill(array, _finite(source, name))
     return array
 
 
@@ -150,9 +157,32 @@ def _read_quantized(
     """Reads a kernel and quantises it; returns it as it was, for a digest."""
     weights, scale = into
     kernel = np.empty(weights.shape, np.float32)
-    _fill(kernel, source.read(name))
+    _fill(kernel, _finite(source, name))
     weights[...], scale[...] = quantization.quantize(kernel)
     return kernel.astype(HASHED)
+
+
+def _finite(source: Source, name: str) -> np.ndarray:
+    """Reads a tensor and refuses one with NaN or infinity."""
+    tensor = source.read(name)
+    if not is_finite(tensor):
+        raise UserError(
+            f"{source.path}: {name} holds values that are not finite (NaN or infinity); "
+            "copy the checkpoint again, or take another one"
+        )
+    return tensor
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether all numbers are finite; as fast as the memory for 2 and 4 bytes each."""
+    known = _EXPONENTS.get(array.dtype.name)
+    if known is None:
+        return bool(np.isfinite(array).all())
+    # NaN and infinity are the numbers whose exponent has no zero.
+    unsigned, exponent = known
+    flat = array.ravel(order="K").view(unsigned)
+    pieces = (flat[i : i + PIECE] for i in range(0, flat.size, PIECE))
+    return not any(np.any((piece & exponent) == exponent) for piece in pieces)
 
 
 def _fill(array: np.ndarray, tensor: np.ndarray) -> None:

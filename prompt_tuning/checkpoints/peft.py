@@ -17,16 +17,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from prompt_tuning import dtypes, files
+from prompt_tuning.checkpoints import cards
 from prompt_tuning.checkpoints.keys import peft as keys
-from prompt_tuning.checkpoints.prompt_file import (
-    CARD,
-    CHECKSUM,
-    checksum,
-    without_checksum,
-)
 from prompt_tuning.data.template import WHOLE_PROMPT, Positions, Template
 from prompt_tuning.errors import UserError
 
@@ -71,7 +65,7 @@ def load(path: files.Path) -> tuple[np.ndarray, dict[str, Any]]:
             f"{folder} contradicts itself: its card and its configuration name "
             "different sizes; export the prompt again"
         )
-    return prompt, without_checksum(own_card, prompt, folder)
+    return prompt, cards.verified(own_card, prompt, folder)
 
 
 def save(
@@ -106,17 +100,13 @@ def save(
         keys.SUBMODULES: len(rows) // len(array),
     }
     # PEFT wants to be told that the tensors are PyTorch's.
-    metadata = {"format": "pt", CARD: json.dumps({**card, CHECKSUM: checksum(array)})}
+    metadata = {"format": "pt", **cards.encode(card, array)}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     with files.replacing(folder) as temporary:
         if os.path.lexists(folder) and (folder.is_file() or any(folder.iterdir())):
             raise UserError(f"{folder} exists already; give a new folder")
         temporary.mkdir()
-        safetensors.numpy.save_file(
-            {keys.TENSOR: np.ascontiguousarray(rows)},
-            temporary / keys.TENSOR_FILE,
-            metadata=metadata,
-        )
+        files.write(temporary / keys.TENSOR_FILE, {keys.TENSOR: rows}, metadata)
         (temporary / keys.CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
@@ -162,8 +152,8 @@ def _read_tensor(folder: pathlib.Path) -> tuple[np.ndarray, dict[str, Any] | Non
                 "float32"
             )
         rows = file.get_tensor(keys.TENSOR)
-        text = (file.metadata() or {}).get(CARD)
-    return rows, None if text is None else files.parse_json(text, path)
+        card = cards.decode(file.metadata() or {}, path)
+    return rows, card
 
 
 def _card(folder: pathlib.Path, config: Mapping[str, Any], rows: int) -> dict[str, Any]:
@@ -182,11 +172,12 @@ def _card(folder: pathlib.Path, config: Mapping[str, Any], rows: int) -> dict[st
         **{k: v for k, v in config.items() if v is not None and k not in known},
         "unused_rows": rows - length,
     }
+    card["notes"] = [cards.NO_CHECKSUM]
     if rows > length:
         unused = f"the other {rows - length} were left out"
-        card["notes"] = [
+        card["notes"].append(
             f"PEFT saved {rows} rows and uses the first {length}; {unused}"
-        ]
+        )
     return card
 
 

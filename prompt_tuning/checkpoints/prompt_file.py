@@ -4,21 +4,20 @@
 Prompts reach absolute values of several hundred, so they are float32 on disk, always.
 """
 
-import hashlib
-import json
 from typing import Any
 
 import numpy as np
 
 from prompt_tuning import files
+from prompt_tuning.checkpoints import cards
 from prompt_tuning.errors import UserError
 from prompt_tuning.types import Array
 
 # What a run of one prompt calls it; its folder then names the prompt.
 FILE = "prompt.safetensors"
-TENSOR, CARD = "prompt", "card"
-# Not part of the card that users see: it is made on writing and used up on reading.
-CHECKSUM = "sha256"
+# Where a run of several puts them, each under its own name.
+FOLDER = "prompts"
+TENSOR = "prompt"
 
 
 def save_prompt(
@@ -33,7 +32,8 @@ def save_prompt(
         fingerprint), recipe, metric, versions; length and width are added.
 
     Raises:
-      UserError: the prompt holds NaN or infinity, or the file cannot be written.
+      UserError: the prompt holds NaN or infinity, the card what no card has (see
+        `cards.check`), or the file cannot be written.
       ValueError: the array is not ``[P, H]`` float32, or the card contradicts it.
     """
     array = np.asarray(prompt)
@@ -43,12 +43,11 @@ def save_prompt(
         )
     check_finite(array, path)
     facts = {"length": array.shape[0], "width": array.shape[1]}
-    card = {key: value for key, value in card.items() if key != CHECKSUM}
     for key, value in facts.items():
         if card.get(key, value) != value:
             raise ValueError(f"the card says {key} {card[key]}, the array has {value}")
-    card = {**card, **facts, CHECKSUM: checksum(array)}
-    files.write(path, {TENSOR: array}, {CARD: json.dumps(card)})
+    card = cards.check({**card, **facts}, path)
+    files.write(path, {TENSOR: array}, cards.encode(card, array))
 
 
 def load_prompt(path: files.Path) -> tuple[np.ndarray, dict[str, Any]]:
@@ -58,14 +57,13 @@ def load_prompt(path: files.Path) -> tuple[np.ndarray, dict[str, Any]]:
       UserError: the file is missing, damaged or not a prompt.
     """
     with files.reading(path, "a prompt file") as file:
-        text = (file.metadata() or {}).get(CARD)
-        if TENSOR not in file.keys() or text is None:  # noqa: SIM118
+        card = cards.decode(file.metadata() or {}, path)
+        if TENSOR not in file.keys() or card is None:  # noqa: SIM118
             raise UserError(
                 f"{path} is no prompt file: it has no tensor {TENSOR!r} with a card; "
                 "give the file that a training run wrote"
             )
         array = file.get_tensor(TENSOR)
-    card = files.parse_json(text, path, "has a damaged card")
     if array.ndim != 2 or array.dtype != np.float32:
         raise UserError(
             f"{path} holds a {array.dtype} array {list(array.shape)}, a prompt is "
@@ -78,7 +76,7 @@ def load_prompt(path: files.Path) -> tuple[np.ndarray, dict[str, Any]]:
             "again with save_prompt"
         )
     check_finite(array, path)
-    return array, without_checksum(card, array, path)
+    return array, cards.verified(card, array, path)
 
 
 def check_compatible(
@@ -138,28 +136,6 @@ def check_vocabulary(
         f"({tuned_with[:12]}), this is another one ({fingerprint[:12]}); use a task "
         "with that vocabulary, or use the prompt all the same with --force"
     )
-
-
-def without_checksum(
-    card: dict[str, Any], array: np.ndarray, path: files.Path
-) -> dict[str, Any]:
-    """The card as users see it, once its checksum was compared.
-
-    Raises:
-      UserError: the array is not the one that the card was written with.
-    """
-    # Files of earlier versions have no checksum.
-    if card.get(CHECKSUM) not in (None, checksum(array)):
-        raise UserError(
-            f"{path} is damaged: its numbers are not those that were written; copy or "
-            "write it again"
-        )
-    return {key: value for key, value in card.items() if key != CHECKSUM}
-
-
-def checksum(array: np.ndarray) -> str:
-    """SHA-256 of the numbers, as hexadecimal."""
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def check_finite(array: np.ndarray, path: files.Path) -> None:

@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from prompt_tuning import files
-from prompt_tuning.checkpoints import peft, prompt_file, t5x_native, t5x_orbax
+from prompt_tuning.checkpoints import cards, peft, prompt_file, t5x_native, t5x_orbax
 from prompt_tuning.checkpoints.source import Source
 from prompt_tuning.errors import UserError
 
@@ -98,6 +98,7 @@ def load(path: files.Path) -> tuple[np.ndarray, dict[str, Any]]:
         case _:
             return prompt_file.load_prompt(path)
     array = _float32(array, path)
+    card = cards.check(card, path)
     return array, {**card, "length": array.shape[0], "width": array.shape[1]}
 
 
@@ -128,7 +129,7 @@ def save(
     facts = {"length": array.shape[0], "width": array.shape[1]}
     if {**facts, **card} != {**card, **facts}:
         raise ValueError(f"the card names other sizes than {list(array.shape)}")
-    _WRITERS[format](path, array, {**card, **facts})
+    _WRITERS[format](path, array, cards.check({**card, **facts}, path))
 
 
 def _write_npy(path: files.Path, array: np.ndarray, card: Mapping[str, Any]) -> None:
@@ -152,7 +153,7 @@ def _is_native(path: files.Path) -> bool:
         with files.reading(path, "a prompt file") as file:
             return (
                 prompt_file.TENSOR in file.keys()  # noqa: SIM118
-                and prompt_file.CARD in (file.metadata() or {})
+                and cards.CARD in (file.metadata() or {})
             )
     except UserError:
         return False
@@ -202,10 +203,13 @@ def _only(path: files.Path, names: Sequence[str]) -> str:
 def _card(format: str, path: files.Path) -> dict[str, Any]:
     """The card of numbers that came without one."""
     name = os.path.basename(os.fspath(path).rstrip("/"))
+    # T5X's arrays are compressed, with a checksum.
+    notes = {"notes": [cards.NO_CHECKSUM]} if format == "npy" else {}
     return {
         "method": "prompt_tuning",
         "source": {"format": format, "path": name},
         "base_model": {},
+        **notes,
     }
 
 

@@ -2,9 +2,11 @@
 """``prompt-tuning convert``: models and prompts from one format to another."""
 
 import os
+import pathlib
 
-from prompt_tuning import report
+from prompt_tuning import files, report
 from prompt_tuning.checkpoints import base_models, formats, prompt_formats
+from prompt_tuning.data import vocabularies
 from prompt_tuning.errors import UserError
 
 FORMATS = tuple(dict.fromkeys((*formats.FORMATS, *prompt_formats.FORMATS)))
@@ -33,8 +35,16 @@ def convert(
 
     Raises:
       UserError: ``path`` is of no known format, or ``to`` is none for what it holds,
-        or the output cannot be written.
+        or the output is what is read, or cannot be written.
     """
+    _check_output(path, output)
+    if vocabulary is not None and to in formats.FORMATS:
+        if to == "t5x":
+            raise UserError(
+                "T5X's format has no place for a --vocabulary: leave it out"
+            )
+        # Read, so that what is none is not put beside a model.
+        vocabularies.load(vocabulary)
     found = prompt_formats.detect(path) if os.path.exists(path) else None
     wants_model, wants_prompt = to in formats.FORMATS, to in prompt_formats.FORMATS
     if found is not None and (found != "t5x" or not wants_model):
@@ -74,3 +84,10 @@ def convert(
             progress=lambda name: advance(),
         )
     report.say(f"wrote {output}: {len(source.specs)} tensors")
+
+
+def _check_output(path: str, output: str) -> None:
+    """Refuses an output that is the source, one of its files, or a folder around it."""
+    source = pathlib.Path(path)
+    inside = list(source.iterdir()) if source.is_dir() else []
+    files.refuse_same([source, *inside], [output])

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``eval``: the metrics of prompts, or of a model alone, on a split of a task."""
 
+import dataclasses
 import json
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +14,14 @@ from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference import ensembles
+from prompt_tuning.inference.encoding import vocabulary_of
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import T5Config
 
 if TYPE_CHECKING:
     from prompt_tuning.inference.prompt_evaluation import Table
+
+ANSWERS = "predictions.jsonl"
 
 
 def evaluate(
@@ -52,7 +57,8 @@ def evaluate(
         model alone.
       combine: how one answer is made of those of several prompts (see `ensembles`).
       mixture_or_task_module: imported to register the task.
-      local_task: files to register as the task, if it is not a module's.
+      local_task: files to register as the task, if it is not a module's; template,
+        labels and vocabulary are those of the prompt.
       split: split to evaluate on.
       batch_size: rows of a batch.
       strategy: makes the strategy from ``max_decode_len``, the length of targets, and
@@ -84,6 +90,11 @@ def evaluate(
         )
     partitioner = partitioner or Partitioner()
     partitioner.check_eval_batch(batch_size)
+    if output_dir is not None:
+        read = [] if local_task is None else local_task.files.values()
+        names = (report.RESULTS_FILE, ANSWERS)
+        written = (pathlib.Path(output_dir) / name for name in names)
+        files.refuse_same([*paths, *read], written)
     folder = None if output_dir is None else files.writable_folder(output_dir, on_start)
     source = base_models.load(
         config,
@@ -93,6 +104,12 @@ def evaluate(
         partitioner=partitioner,
     )
     prompts = evaluations.read(paths, source, force)
+    if local_task is not None and not force:
+        for _, card in prompts.values():
+            local_task = local_task.as_tuned(card)
+            if local_task.vocabulary is None and card.get("vocabulary") is not None:
+                vocabulary = vocabulary_of(card, source.vocabulary)
+                local_task = dataclasses.replace(local_task, vocabulary=vocabulary.name)
     tasks: dict[str, TaskData] = {}
     for name, (array, card) in prompts.items():
         first = not tasks
@@ -144,7 +161,7 @@ def evaluate(
             json.dumps({"answer": answer, "target": target})
             for answer, target in zip(outcome.answers, outcome.targets)
         ]
-        files.write_text(folder / "predictions.jsonl", "\n".join(lines) + "\n")
+        files.write_text(folder / ANSWERS, "\n".join(lines) + "\n")
     return results
 
 

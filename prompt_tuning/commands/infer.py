@@ -8,14 +8,13 @@ from typing import Any
 
 from prompt_tuning import decoding, files, report
 from prompt_tuning.checkpoints import base_models, prompt_formats
+from prompt_tuning.data import rows
 from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference import batch_jobs
 from prompt_tuning.inference.engine import Engine
 from prompt_tuning.inference.store import PromptStore, name_of
 from prompt_tuning.network.transformer import T5Config
-
-ROWS = ".jsonl"
 
 
 def infer(
@@ -27,6 +26,7 @@ def infer(
     texts: Sequence[str] = (),
     input_file: str | None = None,
     output_file: str | None = None,
+    columns: Sequence[str] | None = None,
     batch_size: int = 32,
     max_input_length: int = 1024,
     max_decode_length: int = 32,
@@ -47,10 +47,11 @@ def infer(
       prompt_file: the prompt; its card says which labels and vocabulary it has.
       prompts: a folder of prompts, in place of one; rows name theirs.
       texts: texts to answer.
-      input_file: more of them, one a line; or, where its name ends in ``.jsonl``, rows
-        (see `engine.Engine.prepare`), which are answered by a job that can be resumed
-        (see `batch_jobs`).
-      output_file: JSONL of the answers; None prints them. Rows need one.
+      input_file: more of them, one a line of a ``.txt`` file; or the rows of a table or
+        of JSONL (see `data.rows`, `engine.Engine.prepare`), which are answered by a job
+        that can be resumed (see `batch_jobs`).
+      output_file: JSONL of the answers; None or ``-`` prints them.
+      columns: names of a table's columns, where its first line is a row already.
       batch_size: rows of a batch.
       max_input_length: longest input in tokens, its prompt included.
       max_decode_length: longest answer where the prompt has no label set.
@@ -74,16 +75,21 @@ def infer(
     """
     if (prompt_file is None) == (prompts is None):
         raise UserError("give either PROMPT_FILE, a prompt, or PROMPTS, a folder")
-    rows_file = None
-    if input_file is not None and input_file.endswith(ROWS):
-        if texts or output_file is None:
-            raise UserError(
-                f"{input_file} holds rows: give --gin.OUTPUT_FILE=FILE for their "
-                "answers, and no texts beside them"
-            )
-        rows_file, input_file = input_file, None
+    rows_file, read_too = None, [prompt_file]
+    if input_file is not None and rows.kind_of(input_file) is not rows.Kind.TEXT:
+        if texts:
+            raise UserError(f"{input_file} holds rows: give no texts beside them")
+        rows_file = input_file
     else:
         texts = _texts(texts, input_file, prompts)
+        if output_file is not None and not files.is_stream(output_file):
+            files.refuse_same([input_file, *read_too], [output_file])
+            files.replaceable_file(output_file)
+    job = None
+    if rows_file is not None:
+        job = batch_jobs.Job(
+            rows_file, output_file or "-", columns=columns, read_too=read_too
+        )
     source = base_models.load(
         config,
         initial_checkpoint_path,
@@ -113,9 +119,8 @@ def infer(
         strategy=chosen,
         seed=seed,
     )
-    if rows_file is None:
+    if job is None:
         return _answer_texts(engine, only, texts, output_file)
-    job = batch_jobs.Job(rows_file, output_file)
     settings = {
         "base_model": source.fingerprint,
         "prompts": store.digest(),
@@ -126,39 +131,49 @@ def infer(
         "dtypes": f"{frozen_dtype}, {activation_dtype}",
     }
     progress = job.run(engine, settings, only)
-    report.say(f"answered {progress.answered} rows in {job.output}")
+    report.say(f"answered {progress.answered} rows in {_name(job.output)}")
     if progress.rejected:
         raise batch_jobs.RowsRejectedError(
-            f"{progress.rejected} of {progress.answered + progress.rejected} rows could "
-            f"not be answered; {job.rejected} holds them, each with the reason"
+            f"{progress.rejected} of {progress.rows} rows could not be answered; "
+            f"{_name(job.rejected)} holds them, each with the reason"
         )
     return []
+
+
+def _name(path: pathlib.Path) -> str:
+    return "standard output" if str(path) == "-" else str(path)
 
 
 def _answer_texts(
     engine: Engine, prompt: str, texts: Sequence[str], output_file: str | None
 ) -> list[dict[str, Any]]:
     requests = []
+    said = []
     for number, text in enumerate(texts, start=1):
         try:
             requests.append(engine.prepare({"prompt": prompt, "text": text}))
         except UserError as error:
             raise UserError(f"text {number}: {error}") from error
-    rows = []
     for text, answer in zip(texts, engine.run(requests), strict=True):
-        said = batch_jobs.rounded(answer)
-        rows.append({"input": text} | {k: said[k] for k in said if k != "prompt"})
-    if output_file is not None:
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        files.write_text(pathlib.Path(output_file), lines)
-    return rows
+        found = batch_jobs.rounded(answer)
+        said.append({"input": text} | {k: found[k] for k in found if k != "prompt"})
+    if output_file is None:
+        return said
+    lines = "".join(json.dumps(row) + "\n" for row in said)
+    if files.is_stream(output_file):
+        with files.stream(output_file) as stream:
+            stream.write(lines.encode())
+        return []
+    files.write_text(pathlib.Path(output_file), lines)
+    return said
 
 
 def _texts(
     texts: Sequence[str], input_file: str | None, prompts: str | None
 ) -> list[str]:
     """What there is to answer, if it is not rows."""
-    texts = [*texts, *(read_lines(input_file) if input_file else ())]
+    lines = rows.read(input_file) if input_file else ()
+    texts = [*texts, *(record.values["text"] for record in lines)]
     if not texts:
         raise UserError("no text to answer: give texts or --gin.INPUT_FILE=FILE")
     if prompts is not None:
@@ -169,18 +184,3 @@ def _texts(
     if empty := [i + 1 for i, text in enumerate(texts) if not text.strip()]:
         raise UserError(f"text {empty[0]} is empty; leave it out")
     return texts
-
-
-def read_lines(path: str) -> list[str]:
-    """The lines of a UTF-8 file, empty ones left out.
-
-    Raises:
-      UserError: the file is missing or not UTF-8.
-    """
-    try:
-        text = pathlib.Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from error
-    return [line for line in text.splitlines() if line.strip()]

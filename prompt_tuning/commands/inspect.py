@@ -12,21 +12,25 @@ import rich.console
 import rich.table
 import rich.text
 
-from prompt_tuning import files, trees
+from prompt_tuning import files, report, trees
 from prompt_tuning.checkpoints import (
     base_models,
     formats,
     layout,
     model_file,
+    prompt_file,
     prompt_formats,
 )
 from prompt_tuning.checkpoints.source import Source
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference import prompt_view
+from prompt_tuning.runs import run_view
 from prompt_tuning.training import run_checkpoints
 
 # Lists that are longer, e.g. arrays within a record, are shown by their length.
 LONG = 8
+# Characters of a value that are shown.
+LONGEST = 500
 
 
 def show(
@@ -40,11 +44,11 @@ def show(
 def inspect(
     path: files.Path, base_model: str | None = None, plot: str | None = None
 ) -> rich.console.Group:
-    """Describes a prompt or a model of any format, or a run's MODEL_DIR.
+    """Describes a prompt or a model of any format, a run's MODEL_DIR, or a file of it.
 
     Args:
-      path: what `prompt_formats.detect` or `formats.open_model` takes;
-        ``embedded:NAME`` is a model inside the package.
+      path: what `prompt_formats.detect`, `formats.open_model` or `run_view.describe`
+        takes; ``embedded:NAME`` is a model inside the package.
       base_model: the base model, to name the tokens nearest to a prompt.
       plot: a PNG to draw a prompt to.
 
@@ -52,7 +56,9 @@ def inspect(
       UserError: the path is none of these, or is damaged.
     """
     where = os.fspath(path)
-    prompts, parts = _prompts(where), []
+    views = run_view.describe(pathlib.Path(where)) if os.path.exists(where) else {}
+    parts = [_table(title, _plain(facts)) for title, facts in views.items()]
+    prompts = [] if os.path.isfile(where) and views else _prompts(where)
     if (model := _model_path(where)) is not None:
         parts.append(_model(base_models.open_checkpoint(model)))
     if os.path.isdir(where) and (runs := run_checkpoints.Checkpoints(where)).steps():
@@ -61,8 +67,8 @@ def inspect(
     parts += [_prompt(path, *found, base_model) for path, found in loaded.items()]
     if not parts:
         raise UserError(
-            f"{where} is no prompt, model or MODEL_DIR with checkpoints; give the path "
-            "of one"
+            f"{where} is no prompt, model or MODEL_DIR with checkpoints, nor a file of "
+            "a run; give the path of one"
         )
     if plot is not None:
         if len(prompts) != 1:
@@ -70,6 +76,7 @@ def inspect(
                 f"--plot draws one prompt, {where} holds {len(prompts)}; give the file "
                 "of one"
             )
+        files.refuse_same([where, *prompts], [plot])
         prompt_view.draw(loaded[prompts[0]][0], plot)
         parts.append(rich.text.Text(f"wrote {plot}"))
     return rich.console.Group(*parts)
@@ -85,7 +92,12 @@ def _prompts(where: str) -> list[str]:
         return [where]
     if prompt_formats.detect(where) is not None:
         return [where]
-    found = sorted(pathlib.Path(where).glob("*.safetensors"))
+    folder = pathlib.Path(where)
+    found = [
+        path
+        for inside in (folder, folder / prompt_file.FOLDER)
+        for path in sorted(inside.glob("*.safetensors"))
+    ]
     return [str(file) for file in found if prompt_formats.detect(file) == "native"]
 
 
@@ -145,18 +157,31 @@ def _plain(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested records as ``{'a.b': text}``."""
     rows = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and prefix.count(".") < LONG:
             rows.update(_plain(value, f"{prefix}{key}."))
         elif isinstance(value, list) and len(value) > LONG:
             rows[f"{prefix}{key}"] = f"{len(value)} values"
         else:
-            rows[f"{prefix}{key}"] = str(value)
+            rows[f"{prefix}{key}"] = _short(value)
     return rows
+
+
+def _short(value: Any) -> str:
+    """A value in a few lines at most."""
+    try:
+        text = str(value)
+    except RecursionError:
+        return "values within one another without end"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _table(title: str, rows: Mapping[str, Any]) -> rich.console.Group:
     table = rich.table.Table(show_header=False)
     for key, value in rows.items():
         # As text, for names in brackets are not markup.
-        table.add_row(rich.text.Text(key), rich.text.Text(str(value)))
-    return rich.console.Group(rich.text.Text(title), table)
+        table.add_row(_text(key), _text(str(value)))
+    return rich.console.Group(_text(title), table)
+
+
+def _text(value: str) -> rich.text.Text:
+    return rich.text.Text(report.printable(value))

@@ -1,19 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A task made of local TSV, CSV or JSONL files, described without Python."""
 
-import csv
 import dataclasses
 import functools
-import json
-import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from prompt_tuning.data import rows
 from prompt_tuning.data.template import Template
 from prompt_tuning.errors import UserError
-
-_SUFFIXES = (".tsv", ".csv", ".jsonl")
-# A row and the line of the file that it ends on.
-NumberedRow = tuple[int, Mapping[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,43 +16,105 @@ class LocalTask:
     """Files, and how their rows become inputs and targets.
 
     Attributes:
-      files: path of each split. TSV and CSV files begin with a line of column names;
-        TSV knows no quotes.
-      template: the inputs (see `template`).
+      files: path of each split (see `rows.scan`).
+      template: the inputs (see `template`); None is for `as_tuned` alone.
       target_column: the column that holds the answer.
       label_names: what the answers are called: a mapping from the file's values, or a
         list, value i (or the name itself) standing for name i; None takes the values
         as texts.
       metrics: names among `metrics.METRICS`.
-      vocabulary: a name or path that `tasks.features.vocabulary` knows; None is the
+      vocabulary: a name or path that `vocabularies.load` knows; None is the
         model's own.
+      columns: names of the columns of tables whose first line is a row already.
     """
 
     files: Mapping[str, str]
-    template: str
+    template: str | None
     target_column: str = "label"
     label_names: Mapping[str | int, str] | Sequence[str] | None = None
     metrics: Sequence[str] = ("accuracy",)
     vocabulary: str | None = None
+    columns: Sequence[str] | None = None
+
+    def as_tuned(self, card: Mapping[str, Any]) -> "LocalTask":
+        """The task as a prompt was tuned for it: with its template and labels.
+
+        Args:
+          card: the prompt's; what it does not say stays as it is here.
+
+        Raises:
+          UserError: this task says something else than the card.
+        """
+        found: dict[str, Any] = {}
+        if (template := card.get("template")) is not None:
+            if self.template not in (None, template):
+                raise UserError(
+                    f"TEMPLATE={self.template!r} is not the prompt's own, which is "
+                    f"{template!r}: leave it out"
+                )
+            found["template"] = template
+        if (labels := card.get("labels")) is not None:
+            if self.labels is not None and set(self.labels) != set(labels):
+                raise UserError(
+                    f"LABEL_NAMES are {', '.join(self.labels)}, the prompt's labels "
+                    f"{', '.join(labels)}: leave them out, or map the file's values to "
+                    "the prompt's labels"
+                )
+            if self.labels is None:
+                found["label_names"] = tuple(labels)
+        return dataclasses.replace(self, **found)
 
     @functools.cached_property
     def parsed(self) -> Template:
-        """The template's parts."""
+        """The template's parts.
+
+        Raises:
+          UserError: it is none, or is not given.
+        """
+        if self.template is None:
+            raise UserError("TEMPLATE is not set: give --gin.TEMPLATE='{COLUMN}'")
         return Template.parse(self.template)
 
     @functools.cached_property
     def names_of_values(self) -> dict[str, str] | None:
-        """The label that each value of the target column stands for."""
+        """The label that each value of the target column stands for.
+
+        Raises:
+          UserError: ``label_names`` has something else than texts, or a value that is
+            the index of one label and the name of another.
+        """
         if self.label_names is None:
             return None
-        if isinstance(self.label_names, Mapping):
-            return {str(value): name for value, name in self.label_names.items()}
-        if isinstance(self.label_names, str):
+        if isinstance(self.label_names, str) or not isinstance(
+            self.label_names, Mapping | Sequence
+        ):
             raise UserError(
-                f"LABEL_NAMES={self.label_names!r} is one text: give a list of names"
+                f"LABEL_NAMES={self.label_names!r}: give a list of texts, or a mapping "
+                "from the file's values to them"
             )
-        names = {name: name for name in self.label_names}
-        return {str(i): name for i, name in enumerate(self.label_names)} | names
+        mapping = None
+        if isinstance(self.label_names, Mapping):
+            mapping = {str(value): name for value, name in self.label_names.items()}
+        names: list[Any] = list(
+            self.label_names if mapping is None else mapping.values()
+        )
+        for name in names:
+            if not rows.is_text(name):
+                raise UserError(
+                    f"LABEL_NAMES has {name!r}, which is no text: write it in quotes"
+                )
+        if mapping is not None:
+            return mapping
+        by_index: dict[str, str] = {str(i): name for i, name in enumerate(names)}
+        for name in names:
+            if by_index.get(name, name) != name:
+                raise UserError(
+                    f"LABEL_NAMES={names} is ambiguous: the value {name} may be the "
+                    f"label {name!r} by its name or {by_index[name]!r} by its index; "
+                    f"give a mapping, {dict(enumerate(names))} by index or "
+                    f"{ {n: n for n in names} } by name"
+                )
+        return by_index | {name: name for name in names}
 
     @property
     def labels(self) -> tuple[str, ...] | None:
@@ -69,97 +126,58 @@ class LocalTask:
         """Texts of the inputs' parts, and targets, of every row of a split.
 
         Raises:
-          UserError: the file is missing, malformed or empty, lacks a column, or has a
-            label that is not among ``label_names``.
+          UserError: the file is missing, malformed or empty, lacks a column, has a row
+            without a text or a target, or a label that is not among ``label_names``.
         """
-        path = pathlib.Path(self.files[split])
-        wanted = (*self.parsed.columns, self.target_column)
+        path = self.files[split]
+        if rows.kind_of(path) is rows.Kind.TEXT:
+            raise UserError(
+                f"{path} holds texts without targets: give a table or JSONL"
+            )
         texts, targets = [], []
-        for line, row in read_rows(path):
-            missing = [column for column in wanted if column not in row]
-            if missing:
-                raise UserError(
-                    f"{path}, line {line}: there is no column {missing[0]!r}; it has "
-                    f"{', '.join(row)}"
-                )
-            texts.append(self.parsed.render(row))
-            targets.append(self._target(row[self.target_column], path, line))
+        for record in rows.read(path, self.columns):
+            try:
+                row = self._row(record.values)
+                texts.append(self.parsed.render(row))
+                targets.append(self._target(row[self.target_column]))
+            except UserError as error:
+                raise UserError(f"{path}, line {record.line}: {error}") from error
         if not targets:
             raise UserError(
                 f"{path} has no rows: give another file for split {split!r}"
             )
         return texts, targets
 
-    def _target(self, value: str, path: pathlib.Path, line: int) -> str:
+    def _row(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """What the task needs of a row, as texts; a null is a value it does not have."""
+        row = {}
+        for column in (*self.parsed.columns, self.target_column):
+            if values.get(column) is None:
+                there = ", ".join(k for k, v in values.items() if v is not None)
+                raise UserError(
+                    f"there is no column {column!r}; it has {there}{self._headerless}"
+                )
+            row[column] = rows.text_of(values[column], column)
+        if not any(row[column].strip() for column in self.parsed.columns):
+            raise UserError("the text is empty: leave the row out")
+        return row
+
+    @property
+    def _headerless(self) -> str:
+        tables = any(rows.kind_of(path) in rows.TABLES for path in self.files.values())
+        if self.columns is not None or not tables:
+            return ""
+        return " (name a table's columns in COLUMNS if its first line does not)"
+
+    def _target(self, value: str) -> str:
         names = self.names_of_values
         if names is None:
+            if not value.strip():
+                raise UserError("the target is empty: leave the row out")
             return value
         if value not in names:
             raise UserError(
-                f"{path}, line {line}: label {value!r} is none of "
-                f"{', '.join(map(repr, names))}; add it to LABEL_NAMES"
+                f"label {value!r} is none of {', '.join(map(repr, names))}; add it to "
+                "LABEL_NAMES"
             )
         return names[value]
-
-
-def read_rows(path: pathlib.Path) -> Iterator[NumberedRow]:
-    """The rows of a file, by its suffix; empty lines are no rows.
-
-    Raises:
-      UserError: the file is missing, not UTF-8, of another kind, or malformed.
-    """
-    if path.suffix not in _SUFFIXES:
-        raise UserError(f"{path} is not one of {', '.join(_SUFFIXES)} by its name")
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            yield from (
-                _read_json(path, file)
-                if path.suffix == ".jsonl"
-                else _read_table(path, file)
-            )
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: convert it first") from error
-
-
-def _read_table(path: pathlib.Path, file) -> Iterator[NumberedRow]:
-    if path.suffix == ".tsv":
-        reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-    else:
-        reader = csv.reader(file, strict=True)
-    try:
-        columns = next(reader, [])
-        if len(set(columns)) < len(columns):
-            raise UserError(f"{path} has two columns of one name: {', '.join(columns)}")
-        for values in reader:
-            if values and len(values) != len(columns):
-                raise UserError(
-                    f"{path}, line {reader.line_num}: {len(values)} fields instead of "
-                    f"the {len(columns)} that its first line names"
-                )
-            if values:
-                yield reader.line_num, dict(zip(columns, values, strict=True))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
-
-
-def _read_json(path: pathlib.Path, file) -> Iterator[NumberedRow]:
-    for line, text in enumerate(file, start=1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {line} is not JSON: {error.msg}") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {line} is not a JSON object")
-        # A null is a value that the row does not have.
-        yield (
-            line,
-            {
-                column: value if isinstance(value, str) else json.dumps(value)
-                for column, value in row.items()
-                if value is not None
-            },
-        )

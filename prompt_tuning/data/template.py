@@ -14,9 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from prompt_tuning.errors import UserError
 
 WHOLE_PROMPT = -(2**31)
+# What a template may be: its characters, and the last position that it may name.
+LONGEST = 1 << 16
+LAST_POSITION = 1 << 16
 
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
-_SPAN = re.compile(r"(\d+):(\d+)")
+_SPAN = re.compile(r"(\d{1,12}):(\d{1,12})")
 
 
 class Placement(enum.StrEnum):
@@ -64,9 +67,13 @@ class Template:
         """Reads a template; ``{{`` and ``}}`` are braces that mean themselves.
 
         Raises:
-          UserError: a brace stands alone, no column is named, or a position of the
-            prompt is named twice.
+          UserError: it is no text or too long, a brace stands alone, no column is
+            named, or a position of the prompt is named twice or beyond any prompt.
         """
+        if not isinstance(template, str) or len(template) > LONGEST:
+            raise UserError(
+                f"the template must be a text of at most {LONGEST} characters"
+            )
         parts: list[Text | Positions] = []
         text: list[str | Column] = []
         end = 0
@@ -77,7 +84,7 @@ class Template:
                 text.append(match[0][0])
             elif match[1] is None:
                 raise UserError(
-                    f"template {template!r} has a lone {match[0]!r}: write it twice to "
+                    f"template {_shortened(template)!r} has a lone {match[0]!r}: write it twice to "
                     "mean the brace itself"
                 )
             elif match[1] == "prompt" or match[1].startswith("prompt:"):
@@ -93,14 +100,15 @@ class Template:
     def _check(self, template: str) -> None:
         if not self.columns:
             raise UserError(
-                f"template {template!r} names no column: write one as {{column}}"
+                f"template {_shortened(template)!r} names no column: write one as {{column}} "
+                "({prompt} is the soft prompt; give a column of that name another)"
             )
         ids = [
             i for part in self.parts if isinstance(part, Positions) for i in part.ids
         ]
         if len(set(ids)) < len(ids) or (WHOLE_PROMPT in ids and len(ids) > 1):
             raise UserError(
-                f"template {template!r} names a position of the prompt twice"
+                f"template {_shortened(template)!r} names a position of the prompt twice"
             )
 
     @property
@@ -137,12 +145,21 @@ def _positions(field: str, template: str) -> Positions:
     if field == "prompt":
         return Positions((WHOLE_PROMPT,))
     span = _SPAN.fullmatch(field.removeprefix("prompt:"))
+    if span is not None and int(span[2]) > LAST_POSITION:
+        raise UserError(
+            f"template {_shortened(template)!r}: {{{field}}} goes beyond position "
+            f"{LAST_POSITION}, and so beyond any prompt"
+        )
     if span is None or int(span[1]) >= int(span[2]):
         raise UserError(
-            f"template {template!r}: {{{field}}} is no piece of a prompt: write "
+            f"template {_shortened(template)!r}: {{{field}}} is no piece of a prompt: write "
             "{prompt} or {prompt:FIRST:END}, END excluded"
         )
     return Positions(tuple(-(i + 1) for i in range(int(span[1]), int(span[2]))))
+
+
+def _shortened(template: str) -> str:
+    return template if len(template) < 200 else f"{template[:200]}..."
 
 
 def _says_something(part: Text | Positions) -> bool:

@@ -8,7 +8,6 @@ since where a prompt lies in the network's table is decided later and may change
 """
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from prompt_tuning.checkpoints import prompt_file
 from prompt_tuning.data import vocabularies
 from prompt_tuning.data.label_sets import LabelSet, label_tokens
+from prompt_tuning.data.rows import is_text, text_of
 from prompt_tuning.data.template import WHOLE_PROMPT, Placement, Positions, Template
 from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.errors import UserError
@@ -86,7 +86,7 @@ class Encoding:
             not in the vocabulary.
         """
         texts = isinstance(labels, Sequence) and not isinstance(labels, str)
-        if not texts or len(labels) < 2 or not all(_is_text(x) for x in labels):
+        if not texts or len(labels) < 2 or not all(is_text(x) for x in labels):
             raise UserError("labels must be a list of two or more texts")
         return _label_set(tuple(labels), self.vocabulary)
 
@@ -161,19 +161,7 @@ class Encoding:
                 f"there is no column {column!r}: the prompt's rows have "
                 f"{', '.join(self.columns)}"
             )
-        if not isinstance(value, str):
-            value = json.dumps(value)
-        if not _is_text(value):
-            raise UserError(f"column {column!r} holds half a character (a surrogate)")
-        return value
-
-
-def _is_text(value: Any) -> bool:
-    """Whether it is a text that UTF-8 can say; JSON may spell half a character."""
-    try:
-        return isinstance(value, str) and bool(value.encode() or True)
-    except UnicodeEncodeError:
-        return False
+        return text_of(value, column)
 
 
 def _positions(template: Template) -> list[int]:

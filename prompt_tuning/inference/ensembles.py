@@ -77,7 +77,7 @@ def mean(answers: Sequence[Answer], metrics: Sequence[float | None]) -> Answer:
     if not labels or any(set(table) != set(labels) for table in tables):
         raise UserError(
             "the prompts do not rank the same labels, so there is no mean: give the row "
-            "'labels', or combine by 'vote'"
+            "'labels'"
         )
     logs = np.array([[table[label] for label in labels] for table in tables])
     return ranked(labels, logs.mean(axis=0))
@@ -109,4 +109,4 @@ RULES: dict[str, Callable[[Sequence[Answer], Sequence[float | None]], Answer]] =
 def validation_metric(card: Mapping[str, Any]) -> float | None:
     """The number that chose the prompt's step: the mean of its validation metrics."""
     values = list((card.get("metric") or {}).values())
-    return float(np.mean(values)) if values else None
+    return float(np.mean(values)) if values and None not in values else None

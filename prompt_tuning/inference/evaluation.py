@@ -10,6 +10,7 @@ not the room that there is for them.
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -160,8 +161,7 @@ class Split:
         self._vocabulary = first.output_features["targets"].vocabulary
         cached = self._evaluator.cached_task_datasets[first.name]
         self.targets = [
-            self._vocabulary.decode(example["targets"].tolist())
-            for example in cached.as_numpy_iterator()
+            _target(example, self._vocabulary) for example in cached.as_numpy_iterator()
         ]
         self.rows = []
         for task in self._evaluator.eval_tasks:
@@ -229,6 +229,14 @@ class Evaluator(Split):
             answers = self._answerer.answer(params, batch)
             found.update(zip(part.indices.tolist(), answers))
         return [found[i] for i in range(len(tokens))]
+
+
+def _target(example: Mapping[str, Any], vocabulary: seqio.Vocabulary) -> str:
+    """A target as its data has it, which the vocabulary need not be able to write."""
+    raw = example.get("targets_pretokenized")
+    if isinstance(raw, bytes):
+        return raw.decode(errors="replace")
+    return vocabulary.decode(example["targets"].tolist())
 
 
 def batches_by_length(tokens: np.ndarray, rows: int) -> list[buckets.Group]:

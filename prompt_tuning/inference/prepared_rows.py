@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from prompt_tuning.data import reach
 from prompt_tuning.data.label_sets import LabelSet
 from prompt_tuning.decoding.label_trie import power_of_two
 from prompt_tuning.errors import UserError
@@ -26,11 +27,13 @@ class Item:
       prompt: the prompt.
       ids: ``[T]``; position i of the prompt is -(i + 1).
       labels: what is ranked, or None to decode free text.
+      unknown: share of the text's pieces that the vocabulary does not know.
     """
 
     prompt: StoredPrompt
     ids: np.ndarray
     labels: LabelSet | None
+    unknown: float = 0.0
 
     @property
     def label_shape(self) -> LabelShape | None:
@@ -56,12 +59,13 @@ class Request:
         """What users are told, from the answer to each item.
 
         Returns:
-          ``prompt`` as the row has it, ``answer`` and, with labels, ``scores``. Of
-          several prompts also ``combine`` and ``answers``, those of each prompt.
+          ``prompt`` as the row has it, ``answer`` and, with labels, ``scores``;
+          ``warning`` where most of the text is unknown to the vocabulary. Of several
+          prompts also ``combine`` and ``answers``, those of each prompt.
         """
         names = [item.prompt.name for item in self.items]
         if self.combine is None:
-            return {"prompt": names[0], **answers[0].as_dict()}
+            return {"prompt": names[0], **answers[0].as_dict(), **self._warning}
         combined = ensembles.RULES[self.combine](answers, _metrics(self.items))
         each = [
             {"prompt": name, **answer.as_dict()}
@@ -72,6 +76,16 @@ class Request:
             **combined.as_dict(),
             "combine": self.combine,
             "answers": each,
+            **self._warning,
+        }
+
+    @property
+    def _warning(self) -> dict[str, str]:
+        share = max(item.unknown for item in self.items)
+        if share < reach.MOSTLY:
+            return {}
+        return {
+            "warning": f"{share:.0%} of the text's pieces are unknown to the vocabulary"
         }
 
 
@@ -85,6 +99,7 @@ def prepare(store: PromptStore, row: Mapping[str, Any], longest: int) -> Request
     if len(set(listed)) < len(listed):
         raise UserError("it names a prompt twice")
     prompts = [store.get(name) for name in listed]
+    _check_one_task(prompts)
     columns = {column for prompt in prompts for column in prompt.encoding.columns}
     options = {key: value for key, value in row.items() if key not in columns}
     items = tuple(
@@ -99,12 +114,29 @@ def prepare(store: PromptStore, row: Mapping[str, Any], longest: int) -> Request
         if "combine" in options:
             raise UserError("'combine' needs several prompts: give 'prompt' a list")
         return Request(items, None, calibrate)
+    if len({item.labels and frozenset(item.labels.names) for item in items}) > 1:
+        raise UserError(
+            "the prompts do not have the same labels, so they answer different "
+            "questions: give the row 'labels', or name prompts of one task"
+        )
     rule = options.get("combine", "vote")
     if not isinstance(rule, str) or rule not in ensembles.RULES:
         raise UserError(f"'combine' must be one of {', '.join(ensembles.RULES)}")
     # Whatever a rule refuses depends on prompts and labels alone, so any answers show it.
     ensembles.RULES[rule]([_any_answer(item) for item in items], _metrics(items))
     return Request(items, rule, calibrate)
+
+
+def _check_one_task(prompts: Sequence[StoredPrompt]) -> None:
+    """Refuses an ensemble of prompts that were tuned for different questions."""
+    tasks = {prompt.card.get("task"): prompt.name for prompt in prompts}
+    tasks.pop(None, None)
+    if len(tasks) > 1:
+        found = ", ".join(f"{name} of {task}" for task, name in tasks.items())
+        raise UserError(
+            f"the prompts are of different tasks ({found}), so their answers cannot be "
+            "combined: name prompts of one task"
+        )
 
 
 def label_shape(labels: LabelSet) -> LabelShape:
@@ -118,7 +150,11 @@ def _item(
 ) -> Item:
     encoding = prompt.encoding
     chosen = encoding.labels if labels is None else encoding.label_set(labels)
-    return Item(prompt, encoding.encode(row, longest), chosen)
+    ids = encoding.encode(row, longest)
+    # Without the prompt's positions and EOS.
+    text = ids[(ids >= 0) & (ids != encoding.vocabulary.eos_id)].tolist()
+    unknown = reach.unknown_share(text, encoding.vocabulary)
+    return Item(prompt, ids, chosen, unknown)
 
 
 def _any_answer(item: Item) -> Answer:

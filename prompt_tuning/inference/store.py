@@ -12,13 +12,13 @@ import json
 import os
 import pathlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from prompt_tuning import files
-from prompt_tuning.checkpoints import prompt_file, prompt_formats
+from prompt_tuning import files, report
+from prompt_tuning.checkpoints import cards, prompt_file, prompt_formats
 from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.errors import UserError
@@ -172,8 +172,9 @@ class PromptStore:
         What is refused is remembered: whoever asks for it by name is told why.
 
         Args:
-          folder: of prompts in any format and of runs' folders. Names that begin with a
-            dot are left out.
+          folder: of prompts in any format and of runs' folders, or itself that of a
+            run. The prompts of a run that tuned several are called RUN.NAME, so that
+            runs may use the same names. Names that begin with a dot are left out.
 
         Returns:
           What was refused: name to reason, which names the file.
@@ -192,11 +193,11 @@ class PromptStore:
         if not paths:
             raise UserError(f"{folder} is empty; choose a folder that holds prompts")
         refused = {}
-        for path in paths:
+        for name, path in _prompts_below(pathlib.Path(folder), paths):
             try:
-                self.load(path)
+                self.load(path, name)
             except UserError as error:
-                refused[name_of(path)] = str(error)
+                refused[name] = str(error)
         with self._names_lock:
             # Where two files claim a name, the first has it.
             self._refused |= {k: v for k, v in refused.items() if k not in self._names}
@@ -249,10 +250,30 @@ class PromptStore:
         prompts = sorted(self.prompts(), key=lambda prompt: prompt.name)
         digest = hashlib.sha256()
         for prompt in prompts:
-            numbers = prompt_file.checksum(prompt.array)
+            numbers = cards.checksum(prompt.array)
             text = json.dumps([prompt.name, numbers, prompt.card], sort_keys=True)
             digest.update(text.encode())
         return digest.hexdigest()
+
+
+def _prompts_below(
+    folder: pathlib.Path, paths: Sequence[pathlib.Path]
+) -> Iterator[tuple[str, pathlib.Path]]:
+    """Names and paths of the prompts that a folder with these paths holds."""
+    own = folder / prompt_file.FILE
+    if own.is_file() and (folder / report.RESULTS_FILE).is_file():
+        yield name_of(own), own
+        return
+    if (folder / prompt_file.FOLDER).is_dir():
+        inside = folder / prompt_file.FOLDER
+        yield from ((name_of(path), path) for path in sorted(inside.iterdir()))
+        return
+    for path in paths:
+        if (inside := path / prompt_file.FOLDER).is_dir():
+            for prompt in sorted(inside.iterdir()):
+                yield f"{path.name}.{name_of(prompt)}", prompt
+        else:
+            yield name_of(path), path
 
 
 def name_of(path: files.Path) -> str:

@@ -20,7 +20,7 @@ from prompt_tuning.training.prompt_starts import PromptInit
 
 # Names of a run's one member where nothing else names it.
 PROMPT, MODEL = "prompt", "model"
-PROMPTS_FOLDER, MODEL_FOLDER = "prompts", "model"
+MODEL_FOLDER = "model"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def _member(
     return dataclasses.replace(
         common,
         name=variant.name,
-        file=f"{PROMPTS_FOLDER}/{variant.name}.safetensors",
+        file=f"{prompt_file.FOLDER}/{variant.name}.safetensors",
         data=dataclasses.replace(data, **of_data),
         own=variant.values,
         **values,

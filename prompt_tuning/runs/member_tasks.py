@@ -2,6 +2,7 @@
 """The tasks of a run's members; what several of them share is made once."""
 
 import functools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,11 +12,14 @@ from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.errors import UserError
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
+from prompt_tuning.runs import answer_counts
 from prompt_tuning.runs.member_specs import PROMPT, MemberSpec
 from prompt_tuning.training.members import Evaluate
+from prompt_tuning.types import Params
 
 if TYPE_CHECKING:
     from prompt_tuning.data.length_report import Fill
+    from prompt_tuning.inference.evaluation import Evaluation, Evaluator
     from prompt_tuning.runs.task_data import TaskData
 
 
@@ -26,7 +30,7 @@ class MemberTasks:
         """Knows no task yet, only the rows of the model's table and its vocabulary."""
         self._vocab_size, self._models_vocabulary = vocab_size, models_vocabulary
         self._tasks: dict[Any, TaskData] = {}
-        self._evaluators: dict[Any, Any] = {}
+        self._evaluators: dict[Any, Evaluator] = {}
         self._fills: dict[Any, Fill] = {}
 
     def of(self, spec: MemberSpec) -> "TaskData":
@@ -86,20 +90,45 @@ class MemberTasks:
         """
         if spec.data.eval_split is None:
             return None
-        task, key = self.of(spec), (*self._key(spec), spec.data.eval_split)
+        task, key = self.of(spec), self._evaluator_key(spec)
         if key not in self._evaluators:
             self._evaluators[key] = task.evaluator(
                 spec.data.eval_split, model, mesh, batch_size, num_examples
             )
-        return functools.partial(_evaluate, self._evaluators[key], bool(task.prompts))
+        return functools.partial(_metrics, self._evaluators[key], bool(task.prompts))
+
+    def answers(
+        self, spec: MemberSpec, tuned: Params, frozen: Params
+    ) -> dict[str, Any] | None:
+        """What a member answers on its split (see `answer_counts.summary`).
+
+        None where there are no labels, or `evaluate` was not asked for.
+        """
+        task = self.of(spec)
+        evaluator = self._evaluators.get(self._evaluator_key(spec))
+        if evaluator is None or task.labels is None:
+            return None
+        found = _outcome(evaluator, bool(task.prompts), tuned, frozen)
+        return answer_counts.summary(found.answers, found.targets, task.labels)
+
+    def _evaluator_key(self, spec: MemberSpec) -> tuple:
+        return (*self._key(spec), spec.data.eval_split)
 
     def _key(self, spec: MemberSpec) -> tuple:
         return (*spec.data.key, spec.prompt_length, spec.placement)
 
 
-def _evaluate(evaluator, is_prompt: bool, tuned, frozen):
-    """Metrics of a member; a prompt goes by the name that all have when evaluated."""
+def _metrics(
+    evaluator: "Evaluator", is_prompt: bool, tuned: Params, frozen: Params
+) -> Mapping[str, float]:
+    return _outcome(evaluator, is_prompt, tuned, frozen).metrics
+
+
+def _outcome(
+    evaluator: "Evaluator", is_prompt: bool, tuned: Params, frozen: Params
+) -> "Evaluation":
+    """Of a member; a prompt goes by the name that all have when evaluated."""
     if is_prompt:
         (prompt,) = tuned["prompts"].values()
         tuned = {"prompts": {PROMPT: prompt}}
-    return evaluator(trees.merge(tuned, frozen)).metrics
+    return evaluator(trees.merge(tuned, frozen))

@@ -11,7 +11,8 @@ import rich.markup
 import rich.table
 
 from prompt_tuning import processes, report
-from prompt_tuning.checkpoints import model_file, prompt_file
+from prompt_tuning.checkpoints import cards, model_file, prompt_file
+from prompt_tuning.runs import answer_counts
 from prompt_tuning.runs.member_specs import MemberSpec, word
 from prompt_tuning.training.best_evaluation import selection_value
 from prompt_tuning.training.members import Result
@@ -59,7 +60,7 @@ def save_prompt(
             "batch_size": spec.batch_size,
             "seed": spec.seed,
         },
-        "metric": result.metrics,
+        "metric": cards.finite_metrics(result.metrics),
         "versions": facts["versions"],
     }
     if "changes" in facts:
@@ -76,12 +77,26 @@ def save_model(path: pathlib.Path, result: Result, metadata: Mapping[str, Any]) 
     processes.in_first(lambda: model_file.save_model(path, result.tuned, metadata))
 
 
+def say_answers(answers: Mapping[str, dict[str, Any] | None]) -> None:
+    """Prints what each member answered, and where that is no better than nothing."""
+    for name, found in answers.items():
+        if found is not None:
+            report.say(f"{name}: {answer_counts.line(found)}")
+            if problem := answer_counts.warning(found):
+                report.say(f"WARNING: {name}: {problem}")
+
+
 def row(
-    spec: MemberSpec, result: Result | None, fill: "Fill", metric: str | None
+    spec: MemberSpec,
+    result: Result | None,
+    fill: "Fill",
+    metric: str | None,
+    answers: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What ``results.json`` says of a member.
 
-    One without a result had a loss that was not finite; it has no file.
+    One without a result had a loss that was not finite; it has no file. ``answers`` are
+    those of `answer_counts.summary`.
     """
     found = {
         "name": spec.name,
@@ -98,6 +113,7 @@ def row(
         "last_step": result.last_step,
         "loss": result.loss,
         "validation": result.metrics,
+        "answers": answers,
         "selected_by": selection_value(result.metrics, metric)
         if result.metrics
         else None,
@@ -123,20 +139,30 @@ def best(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return names
 
 
+def _answers_cell(answers: Mapping[str, Any] | None) -> str:
+    if answers is None:
+        return ""
+    counts = answers["answers"].values()
+    if sum(1 for count in counts if count) == 1:
+        return f"one label alone (majority {answers['majority_accuracy']:.1f} %)"
+    return " / ".join(map(str, counts))
+
+
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints `ranked` rows and which of them is the best, in process 0."""
     table = rich.table.Table()
-    for name in ("name", "task", "best step", "loss", "validation"):
+    for name in ("name", "task", "best step", "loss", "validation", "answers"):
         table.add_column(name, overflow="fold")
     for found in rows:
         if found.get("diverged"):
-            values = ("", "diverged", "")
+            values = ("", "diverged", "", "")
         else:
             metrics = found["validation"].items()
             values = (
                 str(found["best_step"]),
                 f"{found['loss']:.4f}",
                 ", ".join(f"{name} {value:.4f}" for name, value in metrics),
+                _answers_cell(found.get("answers")),
             )
         table.add_row(rich.markup.escape(found["name"]), found["task"], *values)
     if processes.is_first():

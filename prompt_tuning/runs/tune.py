@@ -244,10 +244,17 @@ def write(
     if changes := identity.changes(folder):
         facts["changes"] = changes
     metric = loaded.plan.settings.schedule.metric
+    answers = {
+        spec.name: tasks.answers(spec, found[spec.name].tuned, loaded.frozen)
+        for spec in loaded.plan.members
+        if spec.name in found
+    }
+    outcomes.say_answers(answers)
     rows = []
     for spec in loaded.plan.members:
         result, fill = found.get(spec.name), tasks.fill(spec)
-        rows.append(outcomes.row(spec, result, fill, metric))
+        of_row = answers.get(spec.name)
+        rows.append(outcomes.row(spec, result, fill, metric, of_row))
         if result is None:
             continue
         path = folder / spec.file

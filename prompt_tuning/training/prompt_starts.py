@@ -34,7 +34,7 @@ def named(text: str, labels: Sequence[str] | None) -> PromptInit:
     known: dict[str, Callable[[], PromptInit]] = {
         "random": random_init,
         "sampled_vocab": sampled_vocab_init,
-        "class_labels": lambda: class_labels_init(labels or ()),
+        "class_labels": lambda: _labels_init(labels or (), PAPER_POPULATION),
     }
     with_argument = {"text": text_init, "saved": saved_init}
     if argument and kind in with_argument:
@@ -60,14 +60,22 @@ def sampled_vocab_init(population: int = PAPER_POPULATION) -> PromptInit:
 
 
 def class_labels_init(
-    labels: Sequence[str], population: int = PAPER_POPULATION
-) -> PromptInit:
-    """A row for each label, the rest sampled vocabulary."""
+    labels: Sequence[str] | None = None, population: int = PAPER_POPULATION
+) -> PromptInit | str:
+    """A row for each label, the rest sampled vocabulary.
+
+    Without labels they are the task's own, so that it is made by its name later.
+    """
+    if labels is None:
+        return "class_labels"
     if isinstance(labels, str):
         raise UserError(
             f"CLASS_LABELS must be a list of labels, e.g. ('{labels}', ...), not a text"
         )
+    return _labels_init(labels, population)
 
+
+def _labels_init(labels: Sequence[str], population: int) -> PromptInit:
     def make(table: Array, encode: Encode, unk_id: int) -> Initializer:
         ids = [_known_ids(label, encode, unk_id) for label in labels]
         fallback = initializers.sampled_vocab(table, population=population)

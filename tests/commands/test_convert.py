@@ -171,3 +171,32 @@ def test_reference_checkpoints_hold_what_t5x_computed(
             for name, leaf in want.items()
         }
     same(loaded.params, trees.unflatten(layout.stack(want)))
+
+
+def test_a_prompt_is_not_written_over_its_source(tmp_path):
+    array = np.ones((2, 32), np.float32)
+    prompt_file.save_prompt(tmp_path / "p", array, {})
+    (tmp_path / "link").symlink_to("p")
+    (tmp_path / "folder").mkdir()
+    np.save(tmp_path / "folder" / "p.npy", array)
+    before = (tmp_path / "p").read_bytes()
+    for path, output in (("p", "p"), ("p", "link"), ("folder", "folder/p.npy")):
+        with pytest.raises(UserError, match="which is read"):
+            convert.convert(str(tmp_path / path), str(tmp_path / output), "npy")
+    assert (tmp_path / "p").read_bytes() == before
+    with pytest.raises(UserError, match="no file that can be replaced"):
+        convert.convert(str(tmp_path / "p"), "/dev/full", "npy")
+
+
+def test_without_its_vocabulary_no_model_is_left(native, tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    for vocabulary in (tmp_path / "absent", tmp_path / "tokenizer.json"):
+        for format in ("native", "huggingface", "t5x"):
+            with pytest.raises(UserError):
+                convert.convert(
+                    str(native),
+                    str(tmp_path / "out"),
+                    format,
+                    vocabulary=str(vocabulary),
+                )
+            assert not (tmp_path / "out").exists()

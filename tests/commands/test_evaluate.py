@@ -33,14 +33,23 @@ def source(tiny_checkpoint):
 @pytest.fixture(scope="module")
 def prompts(source, tmp_path_factory):
     """Three prompts that answer differently; the last has the best metric."""
-    folder = tmp_path_factory.mktemp("prompts")
+    return written(source, tmp_path_factory.mktemp("prompts"), LABELS)
+
+
+@pytest.fixture(scope="module")
+def free(source, tmp_path_factory):
+    """The same prompts, for free text."""
+    return written(source, tmp_path_factory.mktemp("free"), None)
+
+
+def written(source, folder, labels):
     rng = np.random.default_rng(0)
     paths = []
     for accuracy, name in enumerate("abc"):
         card = {
             "base_model": source.identity,
             "vocabulary": "mini",
-            "labels": LABELS,
+            "labels": labels,
             "template": TEMPLATE,
             "metric": {"accuracy": accuracy},
         }
@@ -106,8 +115,9 @@ def test_several_prompts_alone_and_together(evaluated, prompts, source, rows, tm
 
 @pytest.mark.parametrize("labels", [LABELS, None], ids=["ranked", "decoded"])
 def test_one_prompt_is_answered_as_in_training(
-    evaluated, prompts, source, reviews, labels, tmp_path
+    evaluated, prompts, free, source, reviews, labels, tmp_path
 ):
+    prompts = prompts if labels else free
     found = evaluated(labels, prompt_file=prompts[2], output_dir=str(tmp_path))
     assert "combined" not in found and found["prompt"] == prompts[2]
     array, _ = prompt_file.load_prompt(prompts[2])
@@ -122,6 +132,12 @@ def test_one_prompt_is_answered_as_in_training(
         {"answer": answer, "target": target}
         for answer, target in zip(want.answers, want.targets, strict=True)
     ]
+
+
+def test_labels_are_those_of_the_card(evaluated, prompts):
+    assert evaluated(None, prompt_file=prompts[0]) == evaluated(prompt_file=prompts[0])
+    with pytest.raises(UserError, match="LABEL_NAMES are .*the prompt's labels good"):
+        evaluated(["good", "worse"], prompt_file=prompts[0])
 
 
 def test_the_model_alone(evaluated):
@@ -148,7 +164,8 @@ def test_a_search_among_labels_gives_labels(evaluated, prompts, tmp_path):
         ({"strategy": decoding.Beam}, "several prompts cannot search among labels"),
     ],
 )
-def test_refused(change, says, evaluated, prompts):
-    chosen = [prompts[i] for i in change.pop("prompts", [0, 1])]
+def test_refused(change, says, evaluated, prompts, free):
+    of_kind = prompts if change.get("labels", LABELS) else free
+    chosen = [of_kind[i] for i in change.pop("prompts", [0, 1])]
     with pytest.raises(UserError, match=says):
         evaluated(prompt_file=chosen, **change)

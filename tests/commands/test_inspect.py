@@ -15,6 +15,8 @@ from prompt_tuning.training import optimizers
 from prompt_tuning.training.run_checkpoints import Checkpoints
 from prompt_tuning.training.step import TrainState
 
+NORM = {"grad_norm": np.float32(1)}
+
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory, tiny_params):
@@ -136,14 +138,87 @@ def test_rows_that_say_the_same_are_counted(prompt_path, model_folder, capsys):
 
 
 def test_other_paths_are_one_line(tmp_path):
-    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "notes").write_text("hello")
     for path, cure in (
         (tmp_path, "is no prompt, model or MODEL_DIR"),
         (tmp_path / "absent", "there is no folder .*absent; give the folder"),
-        (tmp_path / "notes.txt", "is not a prompt file"),
+        (tmp_path / "notes", "is not a prompt file"),
         ("embedded:absent", "is embedded"),
     ):
         with pytest.raises(UserError, match=cure) as caught:
             inspect.inspect(path)
         assert "\n" not in str(caught.value)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["notes"]
+
+
+def test_escape_sequences_are_shown_and_not_obeyed(capsys, tmp_path):
+    card = {"task": "x\x1b[2J\x1b]0;title\x07y", "labels": ["a\x9b2Jb", "\u202ec"]}
+    path = tmp_path / "p.safetensors"
+    prompt_file.save_prompt(path, np.ones((2, 8), np.float32), card)
+    text = shown(capsys, path)
+    assert r"x\x1b[2J\x1b]0;title\x07y" in text
+    assert r"a\x9b2Jb" in text and r"\u202ec" in text
+    assert not set(text) & {"\x1b", "\x07", "\x9b", "\u202e"}
+
+
+def test_the_files_of_a_run_say_what_they_hold(capsys, tmp_path):
+    from prompt_tuning import report
+
+    with report.Log(tmp_path, 20, 0, ["mine"], quiet=True) as log:
+        for step in (10, 20):
+            metrics = {"weight": 2, "token_loss": 8 / step, "correct": 1}
+            record = {k: np.float32(v) for k, v in metrics.items()} | NORM
+            log.training(step, "mine", [record])
+            log.validation(step, "mine", {"accuracy": 50.0 + step})
+    (tmp_path / "results.json").write_text('{"task": "mine", "best_step": 20}')
+    (tmp_path / "config.gin").write_text("import os\nTRAIN_STEPS = 20\n")
+    whole = shown(capsys, tmp_path)
+    for name in ("metrics.jsonl", "results.json", "config.gin", "tensorboard"):
+        alone = shown(capsys, tmp_path / name)
+        lines = [line for line in alone.splitlines() if name in line]
+        assert lines and all(line in whole for line in lines)
+    assert "best_step" in whole and "TRAIN_STEPS" in whole and "not run" in whole
+    assert "2 records, the last: step 20, accuracy 70" in whole
+    assert "validation/accuracy" in whole and "70 at step 20" in whole
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"split": "tr')
+    assert "1 lines, the first is 5" in shown(capsys, tmp_path / "metrics.jsonl")
+
+
+def test_data_files_say_what_they_hold(capsys, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2, "b": 3}\n{\n')
+    text = shown(capsys, path)
+    assert "a (in 2), b (in 1)" in text and "1 rows, the first in line 3" in text
+
+
+def test_prompts_of_a_sweep_are_found_below_their_run(capsys, tmp_path):
+    for name in ("a", "b"):
+        path = tmp_path / "prompts" / f"{name}.safetensors"
+        prompt_file.save_prompt(path, np.ones((2, 8), np.float32), {"task": name})
+    text = shown(capsys, tmp_path)
+    text = text.replace("\n", "")
+    assert "prompts/a.safetensors" in text and "prompts/b.safetensors" in text
+
+
+def test_a_picture_is_not_drawn_over_its_prompt(prompt_path):
+    before = prompt_path.read_bytes()
+    with pytest.raises(UserError, match="which is read"):
+        inspect.inspect(prompt_path, plot=str(prompt_path))
+    assert prompt_path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "name", ["runs/prompt.safetensors", "absent.json", "a/b/c", "/a/b", "./a", "here/b"]
+)
+def test_a_misspelt_path_asks_nobody(name, tmp_path, monkeypatch):
+    import socket
+
+    def refuse(*unused):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    with pytest.raises(UserError, match="there is no folder"):
+        inspect.inspect(name)

@@ -340,7 +340,7 @@ def test_vocabulary_of_a_local_file(local):
     "text, options, message",
     [
         (None, {}, "cannot read"),
-        (None, {"suffix": ".xls"}, "is not one of .tsv, .csv, .jsonl"),
+        (None, {"suffix": ".xls"}, "says by its name not what it holds"),
         ("", {}, "has no rows"),
         ("sentence\tlabel\n", {}, "has no rows: give another file for split 'train'"),
         (TSV, {"template": "{text}"}, "no column 'text'; it has sentence, label"),
@@ -353,10 +353,10 @@ def test_vocabulary_of_a_local_file(local):
         (
             'sentence,label\n"x,1\n',
             {"suffix": ".csv"},
-            "line 2: unexpected end of data",
+            "line 2: it is not CSV: unexpected end of data",
         ),
-        (JSONL + "{'x'}\n", {"suffix": ".jsonl"}, "line 3 is not JSON"),
-        (JSONL + "[1]\n", {"suffix": ".jsonl"}, "line 3 is not a JSON object"),
+        (JSONL + "{'x'}\n", {"suffix": ".jsonl"}, "line 3: the line is not JSON"),
+        (JSONL + "[1]\n", {"suffix": ".jsonl"}, "line 3: the line is no JSON object"),
         (
             JSONL + '{"sentence": null, "label": 1}\n',
             {"suffix": ".jsonl"},
@@ -367,7 +367,7 @@ def test_vocabulary_of_a_local_file(local):
             {"label_names": ["bad", "\u2603"]},
             "no pieces for all of label '\u2603'",
         ),
-        (TSV, {"label_names": "positive"}, "is one text: give a list"),
+        (TSV, {"label_names": "positive"}, "give a list of texts"),
         (TSV, {"label_names": ["a", "a"]}, "must be two or more different ones"),
         (TSV, {"metrics": ["bleu"]}, "no metric is called 'bleu'"),
         (TSV, {"vocabulary": "none"}, "no vocabulary is called 'none'"),

@@ -3,6 +3,8 @@
 
 import base64
 import json
+import os
+import stat
 
 import numpy as np
 import pytest
@@ -150,7 +152,7 @@ def test_an_interrupted_job_ends_with_the_same_files(engine, tmp_path, capsys, t
     counted = Interrupting(engine, 2)
     progress = job.run(counted, SETTINGS)
     assert counted.left == 0, "24 lines in chunks of 4, of which 4 were done"
-    assert "resuming after line 16" in capsys.readouterr().err
+    assert "resuming after row 16" in capsys.readouterr().err
     assert progress.answered + progress.rejected == len(rows)
     for name in (".jsonl", ".rejected.jsonl"):
         whole = (tmp_path / f"whole{name}").read_bytes()
@@ -195,6 +197,94 @@ def test_a_damaged_state_is_refused(begun, engine, tmp_path):
             begun.run(engine, SETTINGS)
 
 
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("answered", -1),
+        ("answered", 4.0),
+        ("answered", "4"),
+        ("answers_size", 3),
+        ("rejected_size", 10**400),
+        ("rejected", None),
+    ],
+)
+def test_odd_numbers_in_a_state_are_refused(begun, engine, tmp_path, name, value):
+    path = tmp_path / "out.jsonl.job"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({**state, name: value}))
+    before = (tmp_path / "out.jsonl.part").read_bytes()
+    with pytest.raises(UserError, match="out.jsonl.job"):
+        begun.run(engine, SETTINGS)
+    assert (tmp_path / "out.jsonl.part").read_bytes() == before
+
+
+def test_a_part_that_is_a_link_is_not_followed(engine, tmp_path):
+    path = write(tmp_path / "in.jsonl", *GOOD)
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "out.jsonl.part").symlink_to("precious")
+    with pytest.raises(UserError, match="cannot write"):
+        Job(path, tmp_path / "out.jsonl").run(engine, SETTINGS)
+    assert (tmp_path / "precious").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    "output", ["in.jsonl", "hard.jsonl", "soft.jsonl", "in.jsonl.part", "prompt"]
+)
+def test_what_is_read_is_not_written_over(tmp_path, output):
+    path = write(tmp_path / "in.jsonl", *GOOD)
+    before = path.read_bytes()
+    (tmp_path / "hard.jsonl").hardlink_to(path)
+    (tmp_path / "soft.jsonl").symlink_to(path)
+    (tmp_path / "prompt").write_text("a prompt")
+    if output.endswith(".part"):
+        path = write(tmp_path / output.replace("part", "part.jsonl"), *GOOD)
+        (tmp_path / output).symlink_to(path)
+        output = "in.jsonl"
+    with pytest.raises(UserError, match="which is read"):
+        Job(path, tmp_path / output, read_too=[tmp_path / "prompt"])
+    assert (tmp_path / "in.jsonl").read_bytes() == before
+
+
+def test_an_input_with_the_rejecteds_name_is_refused(tmp_path):
+    path = write(tmp_path / "out.rejected.jsonl", *GOOD)
+    with pytest.raises(UserError, match=r"out\.rejected\.jsonl would be written over"):
+        Job(path, tmp_path / "out.jsonl")
+
+
+def test_a_table_is_read_as_one(engine, tmp_path):
+    (tmp_path / "dev.tsv").write_text("text\tlabel\na fine film\tgood\n\tbad\n")
+    job = Job(tmp_path / "dev.tsv", tmp_path / "out.jsonl")
+    progress = job.run(engine, SETTINGS, default_prompt="a")
+    assert (progress.answered, progress.rejected) == (1, 1)
+    (row,) = lines(tmp_path / "out.jsonl")
+    (same,) = engine.answer([{"prompt": "a", "text": "a fine film"}])
+    assert (row["line"], row["answer"]) == (2, same["answer"])
+    (rejected,) = lines(tmp_path / "out.rejected.jsonl")
+    assert rejected == {"line": 3, "error": "the text is empty", "row": "\tbad"}
+    (tmp_path / "bare.csv").write_text("a fine film,good\n")
+    job = Job(tmp_path / "bare.csv", tmp_path / "o.jsonl", columns=["text", "label"])
+    assert job.run(engine, SETTINGS, default_prompt="a").answered == 1
+
+
+def test_a_null_prompt_is_none_named(engine, tmp_path):
+    path = write(tmp_path / "in.jsonl", {"prompt": None, "text": "x"})
+    Job(path, tmp_path / "out.jsonl").run(engine, SETTINGS, default_prompt="b")
+    assert [row["prompt"] for row in lines(tmp_path / "out.jsonl")] == ["b"]
+
+
+def test_a_stream_takes_answers_and_errors_in_order(engine, tmp_path, capfdbinary):
+    path = write(tmp_path / "in.jsonl", GOOD[0], b"{", *GOOD[1:6])
+    progress = Job(path, "-").run(engine, SETTINGS)
+    assert (progress.answered, progress.rejected) == (6, 1)
+    found = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
+    assert [row["line"] for row in found] == list(range(1, 8))
+    assert ["error" in row for row in found] == [False, True, *[False] * 5]
+    assert os.listdir(tmp_path) == ["in.jsonl"]
+    with pytest.raises(UserError, match="cannot write to /dev/full"):
+        Job(path, "/dev/full").run(engine, SETTINGS)
+    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+
+
 def test_two_jobs_do_not_write_one_file(begun, engine):
     class Meanwhile(Interrupting):
         def run(self, requests):
@@ -216,7 +306,7 @@ def test_a_new_job_leaves_nothing_of_an_old_one(engine, tmp_path):
 
 def test_inputs_that_are_none(engine, tmp_path):
     with pytest.raises(UserError, match="cannot read .*nowhere"):
-        Job(tmp_path / "nowhere", tmp_path / "out.jsonl").run(engine, SETTINGS)
+        Job(tmp_path / "nowhere.jsonl", tmp_path / "out.jsonl").run(engine, SETTINGS)
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match="is empty"):
         Job(tmp_path / "empty.jsonl", tmp_path / "out.jsonl").run(engine, SETTINGS)

@@ -259,11 +259,15 @@ def test_an_ensemble_combines_what_its_prompts_answer_alone(rule, engine):
     assert answer["answer"] == ["good", "bad"][int(np.argmax(want))]
 
 
-def test_prompts_of_unlike_lengths_and_labels_vote(engine):
-    row = {"prompt": ["two-0", "three-3", "free-6"], "text": "so dull"}
-    (answer,) = engine.answer([row])
+def test_prompts_of_unlike_lengths_and_kinds_vote(engine):
+    names = ["two-0", "three-4", "free-8"]
+    (free,) = engine.answer([{"prompt": ["free-6", "free-8"], "text": "so dull"}])
+    assert free["answer"] == free["answers"][0]["answer"]
+    assert all("scores" not in one for one in free["answers"])
+    labels = ["yes", "no"]
+    (answer,) = engine.answer([{"prompt": names, "text": "so dull", "labels": labels}])
     texts = [one["answer"] for one in answer["answers"]]
-    assert answer["answer"] in texts and "scores" not in answer["answers"][2]
+    assert texts.count(answer["answer"]) >= 2 and set(texts) <= set(labels)
 
 
 def test_calibration_takes_off_what_a_prompt_says_of_nothing(engine, filled, source):
@@ -303,6 +307,10 @@ def test_calibration_takes_off_what_a_prompt_says_of_nothing(engine, filled, sou
         ({"prompt": "free-6", "text": "x", "calibrate": True}, "free text"),
         (
             {"prompt": ["two-0", "three-3"], "text": "x", "combine": "mean"},
+            "do not have the same labels",
+        ),
+        (
+            {"prompt": ["free-6", "free-7"], "text": "x", "combine": "mean"},
             "do not rank the same labels",
         ),
     ],

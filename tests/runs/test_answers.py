@@ -91,7 +91,8 @@ def test_rows_of_many_prompts(infer, prompts, capsys, tmp_path):
         {"prompt": "next", "first": "a", "second": "b", "labels": ["yes", "no"]},
         {"prompt": "other", "text": "x"},
         {"prompt": "next", "text": "x"},
-        {"prompt": ["mood", "next"], "text": "x", "first": "a", "second": "b"},
+        {"prompt": ["mood", "next"], "text": "x", "first": "a", "second": "b"}
+        | {"labels": ["yes", "no"]},
     ]
     path, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
@@ -116,6 +117,14 @@ def test_rows_of_many_prompts(infer, prompts, capsys, tmp_path):
     assert [row["line"] for row in rejected] == [3, 4, 6]
     assert "was refused" in rejected[0]["error"] and "other" in rejected[0]["error"]
     assert "no column 'first'" in rejected[1]["error"]
+    # Over their own input they are not written, whatever the output is called.
+    (tmp_path / "link.jsonl").symlink_to(path)
+    for name in ("in.jsonl", "link.jsonl"):
+        refused = (*words[:2], f"--gin.OUTPUT_FILE={tmp_path / name}")
+        before = path.read_bytes()
+        assert infer(*refused) == 2
+        assert "which is read" in capsys.readouterr().err
+        assert path.read_bytes() == before
     # The same command with the rows put right.
     path.write_text(json.dumps(rows[0]) + "\n")
     assert infer(*words) == 0
@@ -129,12 +138,10 @@ def test_rows_of_many_prompts(infer, prompts, capsys, tmp_path):
         (["--gin.PROMPT_FILE=a", "--gin.PROMPTS=b", "text"], "give either PROMPT_FILE"),
         (["--gin.PROMPTS=a", "text"], "texts do not say which"),
         (["--gin.PROMPTS=a"], "no text to answer"),
-        (["--gin.PROMPTS=a", "--gin.INPUT_FILE=a.jsonl"], "give --gin.OUTPUT_FILE"),
-        (
-            ["--gin.PROMPTS=/nowhere", "--gin.INPUT_FILE=a.jsonl"]
-            + ["--gin.OUTPUT_FILE=b.jsonl"],
-            "cannot read the folder /nowhere",
-        ),
+        (["--gin.PROMPTS=a", "--gin.INPUT_FILE=/no.jsonl"], "cannot read /no.jsonl"),
+        (["--gin.PROMPTS=a", "--gin.INPUT_FILE=a.json"], "one object a line"),
+        (["--gin.PROMPTS=a", "--gin.INPUT_FILE=rows"], "call it *.tsv or *.csv"),
+        (["--gin.PROMPTS=a", "--gin.INPUT_FILE=a.jsonl", "text"], "no texts beside"),
         (["--gin.PROMPT_FILE=/nowhere", "text"], "there is no prompt at /nowhere"),
     ],
 )

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a vocabulary cannot say of a task's texts, told before anything is trained."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+# Texts that are looked at, and the share of unknown pieces from which one is said to be
+# mostly unknown; neighbouring characters without a piece count as one.
+EXAMPLES = 10_000
+MOSTLY = 0.5
+
+
+class Vocabulary(Protocol):
+    """What is asked of a vocabulary."""
+
+    @property
+    def unk_id(self) -> int | None: ...
+
+    def encode(self, s: str) -> Sequence[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+def unknown_share(ids: Sequence[int], vocabulary: Vocabulary) -> float:
+    """The share of a text's pieces that the vocabulary does not know."""
+    ids = list(ids)
+    return ids.count(vocabulary.unk_id) / len(ids) if ids else 0.0
+
+
+def is_reachable(target: str, vocabulary: Vocabulary) -> bool:
+    """Whether an answer in this vocabulary can be the target, outer spaces aside."""
+    return vocabulary.decode(list(vocabulary.encode(target))).strip() == target.strip()
+
+
+def messages(
+    texts: Sequence[Sequence[str]], targets: Sequence[str], vocabulary: Vocabulary
+) -> list[str]:
+    """Lines for the user on what the vocabulary lacks, none where it lacks nothing.
+
+    Args:
+      texts: of each row, the texts between the pieces of a prompt.
+      targets: of each row.
+      vocabulary: of both.
+    """
+    found = []
+    seen = min(len(targets), EXAMPLES)
+    of = f"of {'' if seen == len(targets) else 'the first '}{seen}"
+    shares = [
+        unknown_share(vocabulary.encode(" ".join(row)), vocabulary)
+        for row in texts[:seen]
+    ]
+    if mostly := sum(share >= MOSTLY for share in shares):
+        found.append(
+            f"half or more of the pieces of {mostly} {of} texts are unknown to the vocabulary, which "
+            "cannot tell such texts from one another"
+        )
+    lost = [t for t in targets[:seen] if not is_reachable(t, vocabulary)]
+    if lost:
+        found.append(
+            f"the vocabulary cannot write {len(lost)} {of} targets, such as "
+            f"{lost[0][:80]!r}: no answer is ever equal to them"
+        )
+    return found
