@@ -159,7 +159,7 @@ def tune(
         train.train(model_dir=folder, settings=settings)
         records = report.read_metrics(pathlib.Path(folder))
     return {
-        record["step"]: record["accuracy"]
+        record["step"]: record["accuracy"] / 100
         for record in records
         if record["split"] == "validation"
     }

@@ -55,7 +55,7 @@ def held_out(task: probing.ProbeTask) -> probing.ProbeTask:
     chosen = np.arange(len(task.train.texts)) % HELD_OUT_PERIOD == 0
 
     def part(mask: np.ndarray) -> probing.Split:
-        places = np.flatnonzero(mask)
+        places = np.flatnonzero(mask).tolist()
         return probing.Split(
             [task.train.texts[i] for i in places],
             [task.train.ids[i] for i in places],
@@ -104,7 +104,10 @@ def main() -> None:
     opened = open_model(options)
     runs: dict[str, dict[str, Any]] = {}
     if options.output and options.output.exists():
-        runs = files.read_json(options.output)["runs"]
+        known = files.read_json(options.output)
+        if known["model"] != opened.name:
+            raise SystemExit(f"{options.output} is of {known['model']}")
+        runs = known["runs"]
     tasks = [
         held_out(task)
         for task in probing.load(options.tasks, opened.vocabulary)
@@ -116,7 +119,11 @@ def main() -> None:
         for name, recipe in recipes(options.studies)
         for task in tasks
     ]
-    todo = [each for each in todo if each[0] not in runs][: options.limit]
+    # Values that were changed since make another run of a recipe of the same name.
+    done = lambda key, recipe: (
+        key in runs and runs[key]["values"] == dataclasses.asdict(recipe)
+    )
+    todo = [each for each in todo if not done(each[0], each[-1])][: options.limit]
     for key, task, seed, name, recipe in todo:
         with tempfile.TemporaryDirectory() as folder:
             local_task = write_splits(task, pathlib.Path(folder), opened.vocabulary)
