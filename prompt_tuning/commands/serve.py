@@ -4,6 +4,7 @@
 import importlib.util
 import os
 import pathlib
+from collections.abc import Mapping
 
 from prompt_tuning import decoding, report
 from prompt_tuning.checkpoints import base_models, formats
@@ -56,6 +57,18 @@ def serve(
     Raises:
       UserError: something is missing, does not fit, or would be open to everyone.
     """
+    _check_ranges(
+        {
+            "port": (port, 0, 65_535),
+            "max_batch": (max_batch, 1, 4096),
+            "max_queue": (max_queue, 1, 1 << 20),
+            "max_input_length": (max_input_length, 1, 1 << 20),
+            "max_decode_length": (max_decode_length, 1, 1 << 20),
+            "prompt_rows": (prompt_rows, 1, 1 << 30),
+            "warm_up": (warm_up, 0, 1 << 20),
+            "timeout": (timeout, 0.001, 86_400.0),
+        }
+    )
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
@@ -64,6 +77,7 @@ def serve(
     # They need these packages.
     from prompt_tuning.serving import app, server
     from prompt_tuning.serving.batcher import Batcher
+    from prompt_tuning.serving.limits import Limits
     from prompt_tuning.serving.metrics import Metrics
 
     token = read_token(token_file)
@@ -96,7 +110,7 @@ def serve(
         engine.run, max_batch=max_batch, max_queue=max_queue, on_batch=metrics.batch
     )
     metrics.watch(engine, batcher)
-    limits = app.Limits(seconds=timeout)
+    limits = Limits(seconds=timeout)
     application = app.create(engine, batcher, metrics, limits, token)
     where = listener.getsockname()
     served = "1 prompt" if len(store) == 1 else f"{len(store)} prompts"
@@ -120,6 +134,17 @@ def read_token(path: str | None) -> str | None:
     if not token:
         raise UserError(f"{path} holds no token: write one into it")
     return token
+
+
+def _check_ranges(values: Mapping[str, tuple[float, float, float]]) -> None:
+    """Refuses a value that is not between its bounds.
+
+    Raises:
+      UserError: one is not, or is no number.
+    """
+    for name, (value, least, most) in values.items():
+        if not least <= value <= most:
+            raise UserError(f"--{name} {value:g} must be from {least:g} to {most:g}")
 
 
 def _sizes(max_batch: int) -> list[int]:

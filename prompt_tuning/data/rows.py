@@ -160,9 +160,17 @@ def text_of(value: Any, column: str) -> str:
     """A row's value as text; what is none is written in JSON.
 
     Raises:
-      UserError: the text holds half a character, which JSON can spell.
+      UserError: the text holds half a character, which JSON can spell, or values lie
+        within one another without end.
     """
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    try:
+        text = (
+            value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        )
+    except RecursionError as error:
+        raise UserError(
+            f"column {column!r} holds too many values within one another"
+        ) from error
     if not is_text(text):
         raise UserError(f"column {column!r} holds half a character (a surrogate)")
     return text

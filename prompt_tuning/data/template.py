@@ -119,6 +119,15 @@ class Template:
         names = [piece.name for piece in pieces if isinstance(piece, Column)]
         return tuple(dict.fromkeys(names))
 
+    def size(self, row: Mapping[str, str]) -> int:
+        """Characters of a row's texts, each column counted as often as it is named."""
+        texts = [part for part in self.parts if not isinstance(part, Positions)]
+        pieces = [piece for text in texts for piece in text]
+        return sum(
+            len(row[piece.name] if isinstance(piece, Column) else piece)
+            for piece in pieces
+        )
+
     def render(self, row: Mapping[str, str]) -> list[str]:
         """A row's texts, one for each text part, without spaces around them."""
         return [

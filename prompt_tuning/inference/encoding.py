@@ -8,12 +8,12 @@ since where a prompt lies in the network's table is decided later and may change
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from prompt_tuning.checkpoints import prompt_file
+from prompt_tuning.checkpoints import cards, prompt_file
 from prompt_tuning.data import vocabularies
 from prompt_tuning.data.label_sets import LabelSet, label_tokens
 from prompt_tuning.data.rows import is_text, text_of
@@ -82,12 +82,18 @@ class Encoding:
         """A label set in this vocabulary.
 
         Raises:
-          UserError: it is not a list of two or more different texts, or one of them is
-            not in the vocabulary.
+          UserError: it is not a list of two or more different texts, holds more or
+            longer ones than a card may, or one of them is not in the vocabulary.
         """
         texts = isinstance(labels, Sequence) and not isinstance(labels, str)
         if not texts or len(labels) < 2 or not all(is_text(x) for x in labels):
             raise UserError("labels must be a list of two or more texts")
+        if len(labels) > cards.MOST_LABELS:
+            raise UserError(f"{len(labels)} labels are more than {cards.MOST_LABELS}")
+        if max(map(len, labels)) > cards.LONGEST_LABEL:
+            raise UserError(
+                f"a label has more than {cards.LONGEST_LABEL} characters: shorten it"
+            )
         return _label_set(tuple(labels), self.vocabulary)
 
     def encode(
@@ -108,7 +114,7 @@ class Encoding:
         values = {column: self._value(row, column) for column in self.columns}
         if not any(value.strip() for value in values.values()):
             raise UserError("the text is empty")
-        size = sum(map(len, values.values()))
+        size = self._template.size(values)
         if longest is not None and size > LONGEST_PIECE * longest:
             raise UserError(
                 f"the text is {size} characters long; the model is given {longest} "
@@ -176,7 +182,11 @@ def _label_set(labels: tuple[str, ...], vocabulary: Vocabulary) -> LabelSet:
 
 
 def vocabulary_of(
-    card: Mapping[str, Any], models: Vocabulary | None, *, force: bool = False
+    card: Mapping[str, Any],
+    models: Vocabulary | None,
+    *,
+    force: bool = False,
+    load: Callable[[str], Vocabulary] = vocabularies.load,
 ) -> Vocabulary:
     """The vocabulary that a prompt's rows are written in.
 
@@ -187,6 +197,7 @@ def vocabulary_of(
       card: the prompt's; ``vocabulary`` and ``vocabulary_fingerprint`` are optional.
       models: the model's, or None where its checkpoint does not say.
       force: take the model's vocabulary, or that of the card as it is now.
+      load: gives a vocabulary by the name that the card has for it.
 
     Raises:
       UserError: what the card names is not to be had, has changed since, or is not the
@@ -197,7 +208,7 @@ def vocabulary_of(
         force or name is None or tuned_with == models.fingerprint
     ):
         return models
-    own = vocabularies.load(name or vocabularies.USUAL)
+    own = load(name or vocabularies.USUAL)
     prompt_file.check_vocabulary(dict(card), own.fingerprint, force)
     if models is not None and own.pieces != models.pieces:
         raise UserError(

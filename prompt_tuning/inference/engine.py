@@ -13,6 +13,7 @@ answered as it would be alone.
 `Engine.run` answers what was prepared; a server calls them from different threads.
 """
 
+import collections
 import dataclasses
 import math
 import threading
@@ -35,11 +36,17 @@ from prompt_tuning.inference.store import PromptStore, StoredPrompt
 from prompt_tuning.network.model import Model
 from prompt_tuning.types import Array
 
+# Rows and tokens of a batch, and the table of labels that is ranked in it.
+ProgramKey = tuple[int, int, LabelShape | None]
 # Inputs that say nothing, by which a prompt's leaning to a label is measured.
 CONTENT_FREE = ("N/A", "[MASK]", "")
 SHORTEST_EDGE = 16
 # How much longer an edge is than the one below, at most.
 EDGE_FACTOR = 1.5
+# Rows may bring labels of their own, so that there is no end to what could be kept:
+# programs, of which those used last stay, and label sets calibrated for each prompt.
+MOST_PROGRAMS = 512
+MOST_LEANINGS = 256
 
 
 class Engine:
@@ -98,8 +105,11 @@ class Engine:
             return model.predict(params, tokens, strategy, key)[0][:, -1]
 
         self._rank, self._decode = jax.jit(model.rank), jax.jit(decode)
-        self._programs: dict[tuple[int, int, LabelShape | None], Any] = {}
-        self._compiling = threading.Lock()
+        self._programs: collections.OrderedDict[ProgramKey, Any] = (
+            collections.OrderedDict()
+        )
+        # One program is compiled at a time, while those that are there may be used.
+        self._compiling, self._changing = threading.Lock(), threading.Lock()
         # Of each prompt that is still there: log-probabilities of its label sets.
         self._leanings: weakref.WeakKeyDictionary[
             StoredPrompt, dict[tuple[str, ...], np.ndarray]
@@ -123,11 +133,9 @@ class Engine:
         names = self.store.names() if names is None else names
         label_sets = [self.store.get(name).encoding.labels for name in names]
         shapes = {labels and prepared_rows.label_shape(labels) for labels in label_sets}
-        last = buckets.fitting(min(longest, self._longest), self._edges)
-        for length in (edge for edge in self._edges if edge <= last):
-            for shape in shapes:
-                for size in self._sizes:
-                    self._program(size, length, shape)
+        for shape in shapes:
+            for key in self._keys(min(longest, self._longest), shape):
+                self._program(*key)
 
     def prepare(self, row: Mapping[str, Any]) -> Request:
         """Checks and encodes a row.
@@ -144,7 +152,52 @@ class Engine:
         Raises:
           UserError: the row cannot be answered, and why.
         """
-        return prepared_rows.prepare(self.store, row, self._longest)
+        request = prepared_rows.prepare(self.store, row, self._longest)
+        if request.calibrate and self._longest_silent(request) > self._longest:
+            raise UserError(
+                f"its prompt leaves no room to calibrate in {self._longest} tokens: "
+                "leave 'calibrate' out"
+            )
+        return request
+
+    def compile_for(self, requests: Sequence[Request]) -> None:
+        """Compiles what these rows may need, alone or with others, unless it is there.
+
+        A server calls this from another thread than `run`, which then keeps nobody
+        waiting for a compiler because of somebody's unusual labels or length.
+        """
+        for key in self._missing(requests):
+            self._program(*key)
+
+    def is_compiled_for(self, requests: Sequence[Request]) -> bool:
+        """Whether `compile_for` has nothing to do."""
+        return next(self._missing(requests), None) is None
+
+    def _missing(self, requests: Sequence[Request]) -> Iterator[ProgramKey]:
+        longest: dict[LabelShape | None, int] = {}
+        for request in requests:
+            silent = self._longest_silent(request) if request.calibrate else 0
+            for item in request.items:
+                before = longest.get(item.label_shape, 0)
+                longest[item.label_shape] = max(before, silent, len(item.ids))
+        for shape, length in longest.items():
+            for key in self._keys(length, shape):
+                if key not in self._programs:
+                    yield key
+
+    def _keys(self, length: int, shape: LabelShape | None) -> Iterator[ProgramKey]:
+        """The programs that rows of up to ``length`` tokens may get into."""
+        last = buckets.fitting(length, self._edges)
+        for edge in (edge for edge in self._edges if edge <= last):
+            for size in self._sizes:
+                yield size, edge, shape
+
+    def _longest_silent(self, request: Request) -> int:
+        return max(
+            len(item.prompt.encoding.encode_same(text))
+            for item in request.items
+            for text in CONTENT_FREE
+        )
 
     def run(self, requests: Sequence[Request]) -> list[dict[str, Any]]:
         """Answers what was prepared, in its order.
@@ -248,12 +301,25 @@ class Engine:
             return program(params, self._spread(tokens), argument)
 
     def _program(self, size: int, length: int, shape: LabelShape | None) -> Any:
-        key = (size, length, shape)
-        if key not in self._programs:
-            with self._compiling:
-                if key not in self._programs:
-                    self._programs[key] = self._compile(*key)
-        return self._programs[key]
+        key: ProgramKey = (size, length, shape)
+        if (found := self._used(key)) is not None:
+            return found
+        with self._compiling:
+            if (found := self._used(key)) is not None:
+                return found
+            found = self._compile(*key)
+            with self._changing:
+                self._programs[key] = found
+                if len(self._programs) > MOST_PROGRAMS:
+                    self._programs.popitem(last=False)
+        return found
+
+    def _used(self, key: ProgramKey) -> Any:
+        """A program that is there, which now is the one used last."""
+        with self._changing:
+            if key in self._programs:
+                self._programs.move_to_end(key)
+            return self._programs.get(key)
 
     def _compile(self, size: int, length: int, shape: LabelShape | None) -> Any:
         params = self.store.params(self.store.table.shape)
@@ -268,10 +334,16 @@ class Engine:
 
     def _measure_leanings(self, items: Iterable[Item]) -> None:
         """Sees to it that the leaning of each item's prompt to its labels is known."""
+        needed = {(item.prompt, item.labels.names): item for item in items}
+        for prompt in {prompt for prompt, _ in needed}:
+            known = self._leanings.setdefault(prompt, {})
+            if len(known) > MOST_LEANINGS:
+                for names in [n for n in known if (prompt, n) not in needed]:
+                    del known[names]
         missing = {
-            (item.prompt, item.labels.names): item
-            for item in items
-            if item.labels.names not in self._leanings.get(item.prompt, ())
+            (prompt, names): item
+            for (prompt, names), item in needed.items()
+            if names not in self._leanings[prompt]
         }
         silent = [
             dataclasses.replace(item, ids=item.prompt.encoding.encode_same(text))
@@ -286,7 +358,7 @@ class Engine:
         ):
             measured = np.stack(log_probs[first : first + len(CONTENT_FREE)])
             leaning = np.logaddexp.reduce(measured) - np.log(len(measured))
-            self._leanings.setdefault(prompt, {})[names] = leaning
+            self._leanings[prompt][names] = leaning
 
     def _answer(self, item: Item, output: np.ndarray, calibrate: bool) -> Answer:
         if item.labels is None:

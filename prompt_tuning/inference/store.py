@@ -20,6 +20,7 @@ import numpy as np
 from prompt_tuning import files, report
 from prompt_tuning.checkpoints import cards, prompt_file, prompt_formats
 from prompt_tuning.checkpoints.base_models import BaseModel
+from prompt_tuning.data import vocabularies
 from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference.encoding import Encoding, vocabulary_of
@@ -102,7 +103,21 @@ class PromptStore:
         card: Mapping[str, Any],
         vocabulary: Vocabulary | None = None,
     ) -> StoredPrompt:
-        """Adds a prompt.
+        """Adds a prompt: `put` of what `make` makes of the same arguments.
+
+        Raises:
+          UserError: see these.
+        """
+        return self.put(self.make(name, array, card, vocabulary))
+
+    def make(
+        self,
+        name: str,
+        array: np.ndarray,
+        card: Mapping[str, Any],
+        vocabulary: Vocabulary | None = None,
+    ) -> StoredPrompt:
+        """A prompt that fits, which is not yet added.
 
         Args:
           name: what rows will call it.
@@ -112,8 +127,7 @@ class PromptStore:
             known; by default as `encoding.vocabulary_of` finds it.
 
         Raises:
-          UserError: the name is taken, or the prompt does not fit the model, the store
-            or its own card.
+          UserError: it does not fit the model, the store or its own card.
         """
         length, width = array.shape
         facts = {"length": length, "width": width}
@@ -137,7 +151,15 @@ class PromptStore:
         )
         array = np.array(array, np.float32)
         array.flags.writeable = False
-        prompt = StoredPrompt(name, array, dict(card), encoding)
+        return StoredPrompt(name, array, dict(card), encoding)
+
+    def put(self, prompt: StoredPrompt) -> StoredPrompt:
+        """Adds a prompt that `make` made, from when on rows may name it.
+
+        Raises:
+          UserError: the name is taken.
+        """
+        name = prompt.name
         with self._names_lock:
             if name in self._names:
                 raise UserError(
@@ -146,6 +168,34 @@ class PromptStore:
             self._names[name] = prompt
             self._refused.pop(name, None)
         return prompt
+
+    def known_vocabulary(self, card: Mapping[str, Any]) -> Vocabulary:
+        """The vocabulary of a prompt that may come from anyone: nothing is opened for it.
+
+        Known are the model's, those of the prompts that are here, those inside the
+        package, and published ones of which there is a local copy.
+
+        Raises:
+          UserError: the card names another, or one that has changed since.
+        """
+        fingerprint = card.get("vocabulary_fingerprint")
+
+        def load(name: str) -> Vocabulary:
+            for prompt in self.prompts():
+                known = prompt.encoding.vocabulary
+                if known.name == name or known.fingerprint == fingerprint:
+                    return known
+            if name == vocabularies.BYTES or (
+                name in vocabularies.NAMES
+                and os.path.isfile(vocabularies.path_of(name))
+            ):
+                return vocabularies.load(name)
+            raise UserError(
+                f"the vocabulary {name!r} is none of those that are in use here: start "
+                "with a prompt that has it"
+            )
+
+        return vocabulary_of(card, self._base.vocabulary, force=self._force, load=load)
 
     def load(self, path: files.Path, name: str | None = None) -> StoredPrompt:
         """Adds the prompt of a file or folder of any format.

@@ -2,7 +2,9 @@
 """Requests that arrive one by one share batches: a bounded queue and one worker.
 
 While the device answers a batch, what arrives meanwhile waits and becomes the next one:
-the busier the server, the fuller the batches, without anyone waiting for company.
+the busier the server, the fuller the batches, without anyone waiting for company. A batch
+takes a row of each submission in turn, so that many rows at once keep nobody waiting for
+longer than the batch that runs.
 """
 
 import collections
@@ -29,7 +31,7 @@ class ClosedError(Exception):
 
 
 class Batcher:
-    """Runs requests in batches, in the order they came; any thread may submit."""
+    """Runs requests in batches, each submission's in its order; any thread may submit."""
 
     def __init__(
         self,
@@ -54,9 +56,11 @@ class Batcher:
         self._max_queue = max_queue
         self._max_delay = max_delay
         self._on_batch = on_batch
-        self._waiting: collections.deque[tuple[Request, Future, float]] = (
-            collections.deque()
-        )
+        # What is left of each submission, with the time it came; the first is the next.
+        self._waiting: collections.deque[
+            tuple[float, collections.deque[tuple[Request, Future]]]
+        ] = collections.deque()
+        self._size = 0
         self._changed = threading.Condition()
         self._closed = False
         # A daemon, so that an error of the server's own does not leave a process behind.
@@ -77,20 +81,20 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise ClosedError
-            if len(self._waiting) + len(requests) > self._max_queue:
+            if self._size + len(requests) > self._max_queue:
                 raise QueueFullError
-            now = time.monotonic()
             futures = [Future() for _ in requests]
-            self._waiting.extend(
-                (request, future, now) for request, future in zip(requests, futures)
-            )
-            self._changed.notify()
+            if requests:
+                pairs = collections.deque(zip(requests, futures, strict=True))
+                self._waiting.append((time.monotonic(), pairs))
+                self._size += len(requests)
+                self._changed.notify()
         return futures
 
     @property
     def waiting(self) -> int:
         """Requests in the queue."""
-        return len(self._waiting)
+        return self._size
 
     @property
     def alive(self) -> bool:
@@ -120,12 +124,19 @@ class Batcher:
             while not self._waiting and not self._closed:
                 self._changed.wait()
             while self._waiting and not self._closed:
-                left = self._waiting[0][2] + self._max_delay - time.monotonic()
-                if len(self._waiting) >= self._max_batch or left <= 0:
+                oldest = min(came for came, _ in self._waiting)
+                left = oldest + self._max_delay - time.monotonic()
+                if self._size >= self._max_batch or left <= 0:
                     break
                 self._changed.wait(left)
-            size = min(len(self._waiting), self._max_batch)
-            return [self._waiting.popleft()[:2] for _ in range(size)]
+            batch = []
+            while self._waiting and len(batch) < self._max_batch:
+                came, pairs = self._waiting.popleft()
+                batch.append(pairs.popleft())
+                if pairs:
+                    self._waiting.append((came, pairs))
+            self._size -= len(batch)
+            return batch
 
     def _answer(self, batch: list[tuple[Request, Future]]) -> None:
         started = time.monotonic()
@@ -133,8 +144,12 @@ class Batcher:
             results = self._run([request for request, _ in batch])
         except Exception as error:
             _logger.exception("a batch of %d requests failed", len(batch))
-            for _, future in batch:
-                future.set_exception(error)
+            if len(batch) > 1:
+                # The others are not to pay for the one that fails.
+                for alone in batch:
+                    self._answer([alone])
+            else:
+                batch[0][1].set_exception(error)
             return
         finally:
             self._on_batch(len(batch), time.monotonic() - started)

@@ -9,6 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.serving import connections
 
 # Clients commonly drop a connection after five idle seconds. A server that does so at the
 # same time would cut off requests that are on their way.
@@ -54,8 +55,12 @@ def run(app: FastAPI, listener: socket.socket, drain_seconds: float) -> None:
       listener: see `listen`.
       drain_seconds: how long those requests are waited for.
     """
+    room = connections.Connections(connections.most(), connections.HEADER_SECONDS)
     config = uvicorn.Config(
         app,
+        http=type("Connection", (connections.Connection,), {"room": room}),
+        # Web sockets are not served, and would be connections of another kind.
+        ws="none",
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -2,107 +2,23 @@
 """The HTTP interface: right answers, clear errors, nothing lost at the end."""
 
 import asyncio
-import contextlib
 import http.client
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import threading
 import time
 
-import numpy as np
 import pytest
 
-pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
-pytest.importorskip("prometheus_client")
-
-from fastapi.testclient import TestClient
 
 from prompt_tuning import cli
-from prompt_tuning.checkpoints import base_models, prompt_file
-from prompt_tuning.inference.engine import Engine
-from prompt_tuning.inference.store import PromptStore
-from prompt_tuning.network.transformer import T5Config
-from prompt_tuning.serving import app, server
-from prompt_tuning.serving.batcher import Batcher
-from prompt_tuning.serving.metrics import Metrics
+from prompt_tuning.serving import server
+from prompt_tuning.serving.limits import Limits
 
-H, V = 16, 8192
-CONFIG = T5Config(V, H, 2, 1, 1, 8, 32)
-LIMITS = app.Limits(body=20_000, prompt=20_000, rows=8, seconds=20.0)
 JSON = {"Content-Type": "application/json"}
 BYTES = {"Content-Type": "application/octet-stream"}
-PAIR = {
-    "labels": ["same", "other"],
-    "template": "{prompt} {premise} and {hypothesis}",
-}
-
-
-@pytest.fixture(scope="module")
-def source(tiny_checkpoint):
-    return base_models.load(CONFIG, tiny_checkpoint, activation_dtype="float32")
-
-
-def array(seed, length=3):
-    """Far from zero, so that every prompt answers differently."""
-    return np.random.default_rng(seed).normal(scale=3, size=(length, H))
-
-
-def card(source, **more):
-    return {
-        "base_model": source.identity,
-        "vocabulary": "mini",
-        "length": 3,
-        "width": H,
-        **more,
-    }
-
-
-@pytest.fixture(scope="module")
-def folder(source, tmp_path_factory):
-    """Prompts as files: two that rank, one for pairs, one for free text."""
-    folder = tmp_path_factory.mktemp("prompts")
-    cards = {
-        "first": {"labels": ["good", "bad"]},
-        "second": {"labels": ["good", "bad"]},
-        "pair": PAIR,
-        "free": {},
-    }
-    for seed, (name, more) in enumerate(cards.items()):
-        prompt_file.save_prompt(
-            folder / f"{name}.safetensors",
-            array(seed).astype(np.float32),
-            card(source, **more),
-        )
-    return folder
-
-
-@pytest.fixture(scope="module")
-def engine(source, folder):
-    store = PromptStore(source, 64)
-    assert not store.load_folder(folder)
-    return Engine(source, store, batch_sizes=(1, 4), longest=64)
-
-
-@contextlib.contextmanager
-def serving(engine, token=None, limits=LIMITS, **kwargs):
-    metrics = Metrics()
-    batcher = Batcher(engine.run, max_batch=4, on_batch=metrics.batch, **kwargs)
-    metrics.watch(engine, batcher)
-    made = app.create(engine, batcher, metrics, limits, token)
-    with TestClient(made, base_url="http://localhost") as client:
-        client.batcher = batcher
-        yield client
-
-
-@pytest.fixture
-def client(engine):
-    with serving(engine) as client:
-        yield client
 
 
 def post(client, content, **kwargs):
@@ -202,8 +118,8 @@ def test_other_sites_cannot_use_the_server(client):
     assert client.get("/v1/prompts", headers=elsewhere).status_code == 400
 
 
-def test_a_token_is_asked_for(engine):
-    with serving(engine, token="secret") as client:
+def test_a_token_is_asked_for(serving):
+    with serving(token="secret") as client:
         row = {"prompt": "first", "text": "x"}
         assert client.get("/healthz").status_code == 200
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "é"}):
@@ -220,19 +136,17 @@ def _latin(headers):
     return {name: value.encode("latin-1") for name, value in headers.items()}
 
 
-def test_prompts_come_and_go_without_compiling(client, engine, source, tmp_path):
+def test_prompts_come_and_go_without_compiling(client, engine, save, tmp_path):
     names = [each["name"] for each in client.get("/v1/prompts").json()["prompts"]]
     assert names == ["first", "free", "pair", "second"]
     row = {"text": "a fine film"}
     before = post(client, {"prompt": "first", **row}).json()
     programs = engine.num_programs
-    path = tmp_path / "new.safetensors"
-    labels = card(source, labels=["good", "bad"])
-    prompt_file.save_prompt(path, array(0).astype(np.float32), labels)
-    added = client.put("/v1/prompts/new", content=path.read_bytes(), headers=BYTES)
+    data = save(tmp_path / "new.safetensors", labels=["good", "bad"])
+    added = client.put("/v1/prompts/new", content=data, headers=BYTES)
     assert added.status_code == 201
     assert added.json()["labels"] == ["good", "bad"] and added.json()["length"] == 3
-    again = client.put("/v1/prompts/new", content=path.read_bytes(), headers=BYTES)
+    again = client.put("/v1/prompts/new", content=data, headers=BYTES)
     assert again.status_code == 409
     # The numbers are those of "first".
     assert post(client, {"prompt": "new", **row}).json()["scores"] == before["scores"]
@@ -242,7 +156,7 @@ def test_prompts_come_and_go_without_compiling(client, engine, source, tmp_path)
     assert engine.num_programs == programs
 
 
-def test_a_bad_prompt_is_refused(client, source, tmp_path):
+def test_a_bad_prompt_is_refused(client, save, tmp_path):
     put = lambda name, data: client.put(
         f"/v1/prompts/{name}", content=data, headers=BYTES
     )
@@ -251,32 +165,31 @@ def test_a_bad_prompt_is_refused(client, source, tmp_path):
     assert "broken.safetensors" in response.json()["error"]
     assert str(tmp_path.parent.parent) not in response.json()["error"]
     path = tmp_path / "p.safetensors"
-    other = {**card(source), "base_model": {"name": "other", "fingerprint": "0" * 64}}
-    prompt_file.save_prompt(path, array(0).astype(np.float32), other)
-    response = put("other", path.read_bytes())
+    data = save(path, base_model={"name": "other", "fingerprint": "0" * 64})
+    response = put("other", data)
     assert response.status_code == 400 and "other" in response.json()["error"]
     assert put("large", b"x" * 20_001).status_code == 413
     assert put("-dash", b"").status_code == 400
     assert put("%2e%2e", b"").status_code in (400, 404, 405)
 
 
-def test_a_full_queue_is_said_at_once(engine):
-    with serving(engine, max_queue=2) as client:
+def test_a_full_queue_is_said_at_once(serving):
+    with serving(max_queue=2) as client:
         rows = {"rows": [{"prompt": "first", "text": "x"}] * 3}
         response = post(client, rows)
         assert response.status_code == 429 and response.headers["retry-after"] == "1"
         assert post(client, {"rows": rows["rows"][:2]}).status_code == 200
 
 
-def test_a_late_answer_is_an_error(engine):
-    late = app.Limits(seconds=0.0001)
-    with serving(engine, limits=late, max_delay=0.5) as client:
+def test_a_late_answer_is_an_error(serving):
+    late = Limits(seconds=0.0001)
+    with serving(limits=late, max_delay=0.5) as client:
         response = post(client, {"prompt": "first", "text": "x"})
         assert response.status_code == 504
 
 
-def test_the_end_is_announced(engine):
-    with serving(engine) as client:
+def test_the_end_is_announced(serving):
+    with serving() as client:
         client.batcher.close()
         assert client.get("/healthz").status_code == 503
         assert post(client, {"prompt": "first", "text": "x"}).status_code == 503
@@ -312,34 +225,7 @@ def test_a_taken_port_is_said(capsys, tiny_checkpoint):
     assert "choose another --port" in capsys.readouterr().err
 
 
-@contextlib.contextmanager
-def process(checkpoint, folder, *more):
-    """A server of its own: its process and address."""
-    command = [sys.executable, "-m", "prompt_tuning", "serve", "--model", checkpoint]
-    command += ["--prompts", folder, "--port", "0", "--warm_up", "16", *more]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    with subprocess.Popen(
-        list(map(str, command)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    ) as running:
-        try:
-            address = None
-            for line in running.stderr:
-                if "serving" in line and "http://" in line:
-                    address = line.split()[-1]
-                    break
-            assert address, "the server ended at its start"
-            # What it prints later must not fill the pipe.
-            threading.Thread(target=running.stderr.read, daemon=True).start()
-            yield running, address
-        finally:
-            running.kill()
-
-
-def test_sigterm_loses_no_accepted_request(tiny_checkpoint, folder, engine):
+def test_sigterm_loses_no_accepted_request(process, folder, engine):
     rows = [
         {"prompt": name, "text": "a fine film " * (i % 5 + 1)}
         for i in range(200)
@@ -365,7 +251,7 @@ def test_sigterm_loses_no_accepted_request(tiny_checkpoint, folder, engine):
             running.send_signal(signal.SIGTERM)
             return await asyncio.gather(*asked)
 
-    with process(tiny_checkpoint, folder) as (running, address):
+    with process(folder) as (running, address):
         responses = asyncio.run(load(address, running))
         assert running.wait(30) == 0
     answered = [i for i, r in enumerate(responses) if r is not None]
@@ -376,8 +262,8 @@ def test_sigterm_loses_no_accepted_request(tiny_checkpoint, folder, engine):
 
 
 @pytest.mark.slow
-def test_an_idle_connection_outlives_what_clients_keep(tiny_checkpoint, folder):
-    with process(tiny_checkpoint, folder) as (_, address):
+def test_an_idle_connection_outlives_what_clients_keep(process, folder):
+    with process(folder) as (_, address):
         connection = http.client.HTTPConnection(address.removeprefix("http://"))
         connection.request("GET", "/healthz")
         assert connection.getresponse().read()
@@ -389,7 +275,7 @@ def test_an_idle_connection_outlives_what_clients_keep(tiny_checkpoint, folder):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
-def test_the_page_shows_answers_side_by_side(tiny_checkpoint, folder, engine, tmp_path):
+def test_the_page_shows_answers_side_by_side(process, folder, engine, tmp_path):
     selenium = pytest.importorskip("selenium")
     from selenium import webdriver
     from selenium.webdriver.common.by import By
@@ -406,7 +292,7 @@ def test_the_page_shows_answers_side_by_side(tiny_checkpoint, folder, engine, tm
         options.add_argument(flag)
     options.binary_location = shutil.which("chromium")
     service = webdriver.ChromeService(shutil.which("chromedriver"))
-    with process(tiny_checkpoint, folder) as (_, address):
+    with process(folder) as (_, address):
         browser = webdriver.Chrome(options=options, service=service)
         try:
             browser.implicitly_wait(10)

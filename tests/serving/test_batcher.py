@@ -118,3 +118,28 @@ def test_an_error_is_its_batch_s_alone():
     assert good.result(10) == {"ok": "good"} and batcher.alive
     batcher.close()
     assert sizes == [1, 1]
+
+
+def test_a_batch_takes_of_each_submission_in_turn(device):
+    batcher = start(device, max_batch=4)
+    futures = occupied(device, batcher)
+    futures += batcher.submit([1, 2, 3, 4, 5, 6]) + batcher.submit([7])
+    futures += batcher.submit([8, 9])
+    device.may_go.set()
+    assert [f.result(10)["twice"] for f in futures] == [2 * i for i in range(10)]
+    assert device.batches == [[0], [1, 7, 8, 2], [9, 3, 4, 5], [6]]
+    batcher.close()
+
+
+def test_a_request_that_fails_fails_alone():
+    def run(requests):
+        if "bad" in requests:
+            raise ArithmeticError("no")
+        return [{"ok": request} for request in requests]
+
+    batcher = Batcher(run, max_batch=3, max_delay=10.0)
+    first, bad, last = batcher.submit(["first", "bad", "last"])
+    assert first.result(10) == {"ok": "first"} and last.result(10) == {"ok": "last"}
+    with pytest.raises(ArithmeticError):
+        bad.result(10)
+    batcher.close()
