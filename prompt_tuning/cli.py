@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 
 from prompt_tuning.devices import huge_pages
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import UserError, printable
 
 GIN_HELP = """\
 gin files are found by path or by name among those of the package, in any order:
@@ -237,6 +237,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         # gin adds to a message where it passed; that is no news to the user.
         message = " ".join(str(error).split("\n  In call to")[0].split("\n"))
+        # It may quote names of files and cards, which a terminal would obey.
+        message = printable(message)
         print(f"prompt-tuning: {message}", file=sys.stderr)
         # A job that is done but for some rows, or was interrupted, has a code of its own.
         code = getattr(error, "exit_code", 2)

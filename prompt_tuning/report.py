@@ -5,7 +5,6 @@ import contextlib
 import json
 import pathlib
 import sys
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Self
@@ -15,13 +14,12 @@ import rich.console
 import rich.progress
 
 from prompt_tuning import processes, trees
+from prompt_tuning.errors import printable
 from prompt_tuning.types import Params
 
 METRICS_FILE, RESULTS_FILE = "metrics.jsonl", "results.json"
 # What a record holds and the progress line has no room for.
 _NOT_SHOWN = ("grad_norm", "learning_rate")
-# Control characters, halves of characters, and those that turn the order of letters.
-_UNPRINTABLE = ("Cc", "Cf", "Cs")
 console = rich.console.Console(stderr=True, highlight=False)
 
 
@@ -29,22 +27,6 @@ def say(message: str) -> None:
     """Prints a line to standard error, above any progress bar; in process 0 alone."""
     if processes.is_first():
         console.print(printable(message), soft_wrap=True, markup=False)
-
-
-def printable(text: str) -> str:
-    """A text in which nothing but line ends moves a terminal's cursor or its colours.
-
-    Names and labels come out of files, and would be obeyed as they are.
-
-    >>> printable("red: " + chr(27) + "[31m")
-    'red: \\\\x1b[31m'
-    """
-    return "".join(
-        each
-        if each == "\n" or unicodedata.category(each) not in _UNPRINTABLE
-        else each.encode("unicode_escape").decode()
-        for each in text
-    )
 
 
 def parameter_counts(tuned: Params, frozen: Params) -> None:

@@ -252,3 +252,9 @@ def test_the_tiny_model_of_the_tests_is_that_of_the_configs():
     config.parse(["models/tiny.gin"], [], [])
     sizes = dataclasses.asdict(config.CONFIGURABLE["T5Config"]())
     assert (sizes["vocab_size"], sizes["emb_dim"]) == (8192, 16)
+
+
+def test_what_is_quoted_moves_no_cursor(capsys):
+    assert cli.main(["train", "--gin_file=no\x1b[31m\u202efile.gin"]) == 2
+    error = capsys.readouterr().err
+    assert "no\\x1b[31m\\u202efile.gin" in error and "\x1b" not in error

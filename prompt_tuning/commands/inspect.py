@@ -12,7 +12,7 @@ import rich.console
 import rich.table
 import rich.text
 
-from prompt_tuning import files, report, trees
+from prompt_tuning import files, trees
 from prompt_tuning.checkpoints import (
     base_models,
     formats,
@@ -22,7 +22,7 @@ from prompt_tuning.checkpoints import (
     prompt_formats,
 )
 from prompt_tuning.checkpoints.source import Source
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import UserError, printable
 from prompt_tuning.inference import prompt_view
 from prompt_tuning.runs import run_view
 from prompt_tuning.training import run_checkpoints
@@ -184,4 +184,4 @@ def _table(title: str, rows: Mapping[str, Any]) -> rich.console.Group:
 
 
 def _text(value: str) -> rich.text.Text:
-    return rich.text.Text(report.printable(value))
+    return rich.text.Text(printable(value))
