@@ -31,7 +31,7 @@ import numpy as np
 
 from prompt_tuning.commands import demo
 from prompt_tuning.data import batching, examples
-from prompt_tuning.inference.evaluation import Answerer, batches_by_length
+from prompt_tuning.inference.answerer import Answerer, batches_by_length
 from prompt_tuning.methods import registry
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt

@@ -39,6 +39,7 @@ FOLDERS = (
     "serving",
     "planning",
     "runs",
+    "library",
     "commands",
 )
 DOORS = ("config", "cli", "__main__", "t5x_adapter")

@@ -66,6 +66,7 @@ class BaseModel:
         whichever dtype they are kept in.
       partitioner: how the weights are spread over devices, or None for one device.
       path: the folder of the checkpoint.
+      named_vocabulary: what it was said to be written in, where its folder does not say.
     """
 
     config: T5Config
@@ -74,15 +75,16 @@ class BaseModel:
     fingerprint: str
     partitioner: Partitioner | None
     path: str
+    named_vocabulary: Vocabulary | None = None
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary | None:
-        """The vocabulary that the checkpoint names, if it does.
+        """The vocabulary that the checkpoint or its loader names, if one does.
 
         Raises:
           UserError: see `formats.vocabulary`.
         """
-        return formats.vocabulary(self.path)
+        return self.named_vocabulary or formats.vocabulary(self.path)
 
     @property
     def mesh(self) -> jax.sharding.Mesh | None:

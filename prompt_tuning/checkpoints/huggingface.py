@@ -8,7 +8,6 @@ orientation; `keys.huggingface` translates both.
 import json
 import os
 import pathlib
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ import jax
 import numpy as np
 
 from prompt_tuning import files, trees
-from prompt_tuning.checkpoints import layout
+from prompt_tuning.checkpoints import hub, layout
 from prompt_tuning.checkpoints.keys import huggingface as keys
 from prompt_tuning.checkpoints.source import Source
 from prompt_tuning.dtypes import READ_AS, floating
@@ -120,12 +119,6 @@ def open_checkpoint(path: files.Path) -> Source:
     )
 
 
-_FILE_SUFFIXES = (
-    *(".safetensors", ".npy", ".npz", ".model", ".gin", ".bin", ".png"),
-    *(".json", ".jsonl", ".tsv", ".csv", ".txt", ".md"),
-)
-
-
 def resolve(name: files.Path) -> pathlib.Path:
     """The folder of a model on this machine, or of the copy of one on the hub.
 
@@ -139,41 +132,9 @@ def resolve(name: files.Path) -> pathlib.Path:
     path = pathlib.Path(name)
     if path.exists():
         return path
-    if not is_hub_name(str(name)):
+    if not hub.is_name(str(name)):
         raise UserError(f"there is no folder {name}; give the folder of a model")
-    try:
-        import huggingface_hub
-
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(
-                str(name), allow_patterns=[*keys.HUB_FILES]
-            )
-        )
-    except ImportError as error:
-        raise UserError(
-            f"there is no folder {name}; if it is a name of the Hugging Face hub, "
-            'install what reads the hub: pip install "prompt-tuning[hub]"'
-        ) from error
-    # Errors of its HTTP client come through, and each version has another client.
-    except Exception as error:
-        raise UserError(
-            f"there is no folder {name}, and the Hugging Face hub gives no model of "
-            f"that name ({files.first_line(error)}); check name and network, or give "
-            "the folder of a copy"
-        ) from error
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether a path that is not there may be a name of the hub, worth a question to it.
-
-    A path that begins with a folder of this machine, or ends as files do, is misspelt.
-    """
-    owner, slash, _ = name.partition("/")
-    return (
-        re.fullmatch(keys.HUB_NAME, name) is not None
-        and not (slash and os.path.isdir(owner))
-        and pathlib.PurePath(name).suffix.lower() not in _FILE_SUFFIXES
-    )
+    return hub.download(str(name), keys.HUB_FILES, "model")
 
 
 def write_checkpoint(

@@ -54,15 +54,15 @@ class LengthReport:
     tokens: np.ndarray
     digest: str = ""
 
-    def message(self) -> str | None:
-        """One line for the user, if any inputs lose their end."""
+    def message(self, room: str = "TASK_FEATURE_LENGTHS['inputs']") -> str | None:
+        """One line for the user, if any inputs lose their end; ``room`` is its name."""
         if not self.inputs_cut:
             return None
         return (
             f"{self.inputs_cut} of {'' if self.complete else 'the first '}"
             f"{self.examples} inputs lose their end: they are longer than "
             f"{self.inputs_length} tokens (the longest has {self.longest_inputs}); "
-            "raise TASK_FEATURE_LENGTHS['inputs'] to keep them whole"
+            f"raise {room} to keep them whole"
         )
 
     def edges(self, batch_size: int) -> tuple[int, ...]:

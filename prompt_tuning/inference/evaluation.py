@@ -1,125 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation of a split by the metrics that its seqio task names.
 
-Answers are either ranked, where the task has a label set (the label of the highest
-likelihood wins), or decoded. seqio postprocesses them and computes the metrics.
-Examples are answered in batches of like lengths, so that the cost follows the texts and
-not the room that there is for them.
+An `Answerer` gives the answers; seqio postprocesses them and computes the metrics.
 """
 
-import dataclasses
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import seqio
 
-from prompt_tuning import decoding, processes
-from prompt_tuning.data import batching, buckets, examples
+from prompt_tuning.data import examples
 from prompt_tuning.data.feature_converter import PromptFeatureConverter
-from prompt_tuning.data.label_sets import label_tokens
-from prompt_tuning.devices import sharding
 from prompt_tuning.errors import UserError
-from prompt_tuning.network.model import Model
-from prompt_tuning.types import Array, Params
-
-# The most lengths that batches of a split are padded to: each is one more program.
-MOST_LENGTHS = 4
-
-
-class Answerer:
-    """Gives token ids of answers to rows of encoder inputs.
-
-    Attributes:
-      labels: the label set that answers come from, or None where they are free text.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        vocabulary: seqio.Vocabulary,
-        *,
-        labels: Sequence[str] | None = None,
-        strategy: Callable[..., decoding.Strategy] | None = None,
-        max_decode_len: int = 32,
-        seed: int = 0,
-        mesh: jax.sharding.Mesh | None = None,
-    ):
-        """Ranks ``labels`` or, given a ``strategy``, has it search among them.
-
-        Without labels the strategy decodes free text; it is greedy by default. It is
-        made of ``max_decode_len`` and ``eos_id``, by `decoding.Beam` for instance. What
-        it draws follows from ``seed``: the same batches in the same order get the same
-        answers.
-
-        With a ``mesh`` the rows are spread over its devices. Several processes need
-        one; each is given all rows, works on its share and gets all answers.
-
-        Raises:
-          UserError: a label has pieces outside the vocabulary, or is longer than what
-            the strategy decodes.
-        """
-        self.labels = None if labels is None else list(labels)
-        self._mesh = mesh
-        self._ranks = self.labels is not None and strategy is None
-        if self.labels is not None:
-            self._label_ids = label_tokens(self.labels, vocabulary)  # [C, S]
-        if self._ranks:
-            self._rank = jax.jit(model.rank)
-            return
-        chosen = (strategy or decoding.Greedy)(
-            max_decode_len=max_decode_len, eos_id=vocabulary.eos_id
-        )
-        self._trie = None
-        if self.labels is not None:
-            self._trie = decoding.LabelTrie.build(
-                [self._label_ids], chosen.max_decode_len, chosen.eos_id
-            )
-        self._calls = itertools.count()
-
-        def predict(params, tokens, call, constraint):
-            key = jax.random.fold_in(jax.random.key(seed), call)
-            decoded, _ = model.predict(
-                params, tokens, chosen, key, constraint=constraint
-            )
-            return decoded[:, -1]
-
-        self._predict = jax.jit(predict)
-
-    def scores(self, params: Params, tokens: np.ndarray) -> Array:  # [B, C]
-        """Log-likelihood of every label."""
-        ranked = self._rank(params, self._spread(tokens), self._label_ids)
-        return processes.whole(ranked)[: len(tokens)]
-
-    def answer(self, params: Params, tokens: np.ndarray) -> np.ndarray:  # [B, S]
-        """Token ids of the best answers."""
-        if not self._ranks:
-            constraint = None
-            if self._trie is not None:
-                constraint = self._trie.rows([0] * len(tokens))
-                constraint = constraint.replace(nodes=self._spread(constraint.nodes))
-            decoded = self._predict(
-                params, self._spread(tokens), next(self._calls), constraint
-            )
-            return np.asarray(processes.whole(decoded))[: len(tokens)]
-        best = np.argmax(np.asarray(self.scores(params, tokens)), axis=-1)
-        return self._label_ids[best]
-
-    def _spread(self, tokens: np.ndarray) -> Array:
-        return (
-            tokens if self._mesh is None else sharding.spread_rows(tokens, self._mesh)
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Metrics of a split; answers and targets of its (first task's) examples."""
-
-    metrics: Mapping[str, float]
-    answers: Sequence[str]
-    targets: Sequence[str]
+from prompt_tuning.inference.answerer import Answerer, Evaluation, answer_all
+from prompt_tuning.types import Params
 
 
 class Split:
@@ -217,18 +112,12 @@ class Evaluator(Split):
 
     def __call__(self, params: Params) -> Evaluation:
         """Answers every example and computes the metrics."""
-        return self.measure([self._answers(params, tokens) for tokens in self.rows])
-
-    def _answers(self, params: Params, tokens: np.ndarray) -> list[np.ndarray]:
-        """Answers to a task's rows ``[N, T]``, in their order: N of [S]."""
-        found: dict[int, np.ndarray] = {}
-        for part in batches_by_length(tokens, self._batch_size):
-            batch = batching.pad_rows(
-                tokens[part.indices, : part.length], self._batch_size
-            )
-            answers = self._answerer.answer(params, batch)
-            found.update(zip(part.indices.tolist(), answers))
-        return [found[i] for i in range(len(tokens))]
+        return self.measure(
+            [
+                answer_all(self._answerer, params, tokens, self._batch_size)
+                for tokens in self.rows
+            ]
+        )
 
 
 def _target(example: Mapping[str, Any], vocabulary: seqio.Vocabulary) -> str:
@@ -237,23 +126,3 @@ def _target(example: Mapping[str, Any], vocabulary: seqio.Vocabulary) -> str:
     if isinstance(raw, bytes):
         return raw.decode(errors="replace")
     return vocabulary.decode(example["targets"].tolist())
-
-
-def batches_by_length(tokens: np.ndarray, rows: int) -> list[buckets.Group]:
-    """Batches of encoder rows of like lengths, of at most `MOST_LENGTHS` shapes.
-
-    A further shape has to save 5 % of all positions and at least a batch of them.
-
-    Args:
-      tokens: padded rows: [N, T].
-      rows: rows of a batch.
-    """
-    lengths = buckets.used(tokens)
-    return buckets.groups(lengths, edges_of(lengths, rows), [rows])
-
-
-def edges_of(lengths: np.ndarray, rows: int) -> tuple[int, ...]:  # [N]
-    """The lengths that `batches_by_length` pads rows of these lengths to."""
-    longest = np.sort(lengths)[::-1][::rows]
-    gain = max(0.05, 1 / len(longest))
-    return buckets.edges_for(longest, MOST_LENGTHS, gain)

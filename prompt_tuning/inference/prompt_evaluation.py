@@ -17,10 +17,11 @@ from prompt_tuning.data import buckets
 from prompt_tuning.data.label_sets import LabelSet
 from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.errors import UserError
-from prompt_tuning.inference import ensembles, evaluation
+from prompt_tuning.inference import answerer, ensembles
+from prompt_tuning.inference.answerer import Evaluation
 from prompt_tuning.inference.engine import Engine
 from prompt_tuning.inference.ensembles import Answer
-from prompt_tuning.inference.evaluation import Evaluation, Split
+from prompt_tuning.inference.evaluation import Split
 from prompt_tuning.inference.prepared_rows import Item
 from prompt_tuning.inference.store import PromptStore, StoredPrompt
 
@@ -97,7 +98,7 @@ def evaluate(
         for prompt, row in zip(prompts, rows, strict=True)
     ]
     lengths = np.array([len(item.ids) for item in items])
-    edges = evaluation.edges_of(lengths, batch_size)
+    edges = answerer.edges_of(lengths, batch_size)
     engine = Engine(
         base,
         store,

@@ -19,7 +19,8 @@ from prompt_tuning.types import Params
 
 if TYPE_CHECKING:
     from prompt_tuning.data.length_report import Fill
-    from prompt_tuning.inference.evaluation import Evaluation, Evaluator
+    from prompt_tuning.inference.answerer import Evaluation
+    from prompt_tuning.inference.evaluation import Evaluator
     from prompt_tuning.runs.task_data import TaskData
 
 

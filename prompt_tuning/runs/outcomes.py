@@ -11,7 +11,7 @@ import rich.markup
 import rich.table
 
 from prompt_tuning import processes, report
-from prompt_tuning.checkpoints import cards, model_file, prompt_file
+from prompt_tuning.checkpoints import cards, model_file
 from prompt_tuning.runs import answer_counts
 from prompt_tuning.runs.member_specs import MemberSpec, word
 from prompt_tuning.training.best_evaluation import selection_value
@@ -22,25 +22,17 @@ if TYPE_CHECKING:
     from prompt_tuning.runs.task_data import TaskData
 
 
-def save_prompt(
-    path: pathlib.Path,
-    spec: MemberSpec,
-    task: "TaskData",
-    result: Result,
-    facts: Mapping[str, Any],
-) -> None:
-    """Writes a prompt and its card, in process 0.
+def prompt_and_card(
+    spec: MemberSpec, task: "TaskData", result: Result, facts: Mapping[str, Any]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """A tuned prompt ``[P, H]`` and its card.
 
     Args:
-      path: the file.
       spec: its values.
       task: its task.
       result: what training gave.
       facts: what the card says of the whole run: method, base_model, versions, and
         what was changed on its way.
-
-    Raises:
-      UserError: the file cannot be written.
     """
     (tuned,) = result.tuned["prompts"].values()
     card = {
@@ -65,7 +57,7 @@ def save_prompt(
     }
     if "changes" in facts:
         card["changes"] = facts["changes"]
-    processes.in_first(lambda: prompt_file.save_prompt(path, np.asarray(tuned), card))
+    return np.asarray(tuned), card
 
 
 def save_model(path: pathlib.Path, result: Result, metadata: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from prompt_tuning.data.split_lengths import length_report
 from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference import evaluation
+from prompt_tuning.inference.answerer import Answerer
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import Transformer
@@ -219,7 +220,7 @@ class TaskData:
           mesh: the devices, where there are several.
           batch_size: rows of a batch.
           num_examples: take the first so many examples only.
-          strategy: see `evaluation.Answerer`.
+          strategy: see `Answerer`.
           seed: likewise.
 
         Raises:
@@ -231,7 +232,7 @@ class TaskData:
             split,
             self._lengths,
             self.converter,
-            evaluation.Answerer(
+            Answerer(
                 dataclasses.replace(model, network=network),
                 self.vocabulary,
                 labels=self.labels,

@@ -12,6 +12,7 @@ folder that `run` and `write` are given::
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +21,7 @@ import jax
 import numpy as np
 
 from prompt_tuning import dtypes, files, processes, report, trees
-from prompt_tuning.checkpoints import base_models, formats, loading
+from prompt_tuning.checkpoints import base_models, formats, loading, prompt_file
 from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.devices import sharding, topologies
 from prompt_tuning.methods import registry
@@ -229,6 +230,51 @@ def run(
     )
 
 
+def report_on(
+    loaded: Loaded, found: Mapping[str, Result], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Says what the members ended with, and what they answer.
+
+    Returns:
+      The content of ``results.json``: ``facts`` and what was measured.
+    """
+    tasks, metric = loaded.tasks, loaded.plan.settings.schedule.metric
+    answers = {
+        spec.name: tasks.answers(spec, found[spec.name].tuned, loaded.frozen)
+        for spec in loaded.plan.members
+        if spec.name in found
+    }
+    outcomes.say_answers(answers)
+    rows = outcomes.ranked(
+        [
+            outcomes.row(
+                spec,
+                found.get(spec.name),
+                tasks.fill(spec),
+                metric,
+                answers.get(spec.name),
+            )
+            for spec in loaded.plan.members
+        ]
+    )
+    outcomes.print_table(rows)
+    pace = next(iter(found.values())).pace
+    return {**facts, "pace": pace, "best": outcomes.best(rows), "members": rows}
+
+
+def prompts(
+    loaded: Loaded, found: Mapping[str, Result], facts: Mapping[str, Any]
+) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
+    """The tuned prompts ``[P, H]`` and their cards, by member."""
+    return {
+        spec.name: outcomes.prompt_and_card(
+            spec, loaded.tasks.of(spec), found[spec.name], facts
+        )
+        for spec in loaded.plan.members
+        if spec.prompt_length and spec.name in found
+    }
+
+
 def write(
     loaded: Loaded, found: Mapping[str, Result], folder: pathlib.Path
 ) -> dict[str, Any]:
@@ -240,32 +286,21 @@ def write(
     Raises:
       UserError: a file cannot be written.
     """
-    facts, tasks = loaded.facts, loaded.tasks
+    facts = loaded.facts
     if changes := identity.changes(folder):
         facts["changes"] = changes
-    metric = loaded.plan.settings.schedule.metric
-    answers = {
-        spec.name: tasks.answers(spec, found[spec.name].tuned, loaded.frozen)
-        for spec in loaded.plan.members
-        if spec.name in found
-    }
-    outcomes.say_answers(answers)
-    rows = []
+    results = report_on(loaded, found, facts)
+    rows = {row["name"]: row for row in results["members"]}
+    tuned = prompts(loaded, found, facts)
     for spec in loaded.plan.members:
-        result, fill = found.get(spec.name), tasks.fill(spec)
-        of_row = answers.get(spec.name)
-        rows.append(outcomes.row(spec, result, fill, metric, of_row))
-        if result is None:
-            continue
         path = folder / spec.file
-        if spec.prompt_length:
-            outcomes.save_prompt(path, spec, tasks.of(spec), result, facts)
-        else:
-            outcomes.save_model(path, result, {**facts, **rows[-1]})
-    rows = outcomes.ranked(rows)
-    pace = next(iter(found.values())).pace
-    results = {**facts, "pace": pace, "best": outcomes.best(rows), "members": rows}
-    outcomes.print_table(rows)
+        if spec.name in tuned:
+            array, card = tuned[spec.name]
+            save = functools.partial(prompt_file.save_prompt, path, array, card)
+            processes.in_first(save)
+        elif spec.name in found:
+            metadata = {**facts, **rows[spec.name]}
+            outcomes.save_model(path, found[spec.name], metadata)
     written = {spec.file.split("/")[0] for spec in loaded.plan.members}
     report.say(f"wrote {', '.join(str(folder / name) for name in written)}")
     processes.in_first(lambda: files.write_json(folder / report.RESULTS_FILE, results))

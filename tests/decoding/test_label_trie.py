@@ -12,7 +12,7 @@ from prompt_tuning import decoding
 from prompt_tuning.decoding import Beam, Greedy, LabelTrie, Sampling
 from prompt_tuning.devices import sharding
 from prompt_tuning.errors import UserError
-from prompt_tuning.inference.evaluation import Answerer
+from prompt_tuning.inference.answerer import Answerer
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.transformer import T5Config, Transformer
 from prompt_tuning.tasks import features

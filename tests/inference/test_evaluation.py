@@ -11,6 +11,7 @@ from prompt_tuning.data import batching, buckets, examples, metrics
 from prompt_tuning.devices import sharding
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference import evaluation
+from prompt_tuning.inference.answerer import MOST_LENGTHS, Answerer, batches_by_length
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import T5Config, Transformer
@@ -102,13 +103,13 @@ def test_answers_are_those_at_full_length_and_in_order(
 ):
     model, params = tuned
     strategy = None if labels else lambda **_: decoding.Greedy(max_decode_len=4)
-    plain = evaluation.Answerer(model, vocabulary, labels=labels, strategy=strategy)
+    plain = Answerer(model, vocabulary, labels=labels, strategy=strategy)
     whole = plain.answer(params, full_rows(task))
     expected = [vocabulary.decode(row.tolist()) for row in whole]
     assert len(set(expected)) > 1
     answerer = plain
     if mesh:
-        answerer = evaluation.Answerer(
+        answerer = Answerer(
             model,
             vocabulary,
             labels=labels,
@@ -123,10 +124,10 @@ def test_answers_are_those_at_full_length_and_in_order(
 
 def test_scores_are_those_at_full_length(task, tuned, vocabulary):
     model, params = tuned
-    answerer = evaluation.Answerer(model, vocabulary, labels=LABELS)
+    answerer = Answerer(model, vocabulary, labels=LABELS)
     rows = full_rows(task)
     want = np.asarray(answerer.scores(params, rows))
-    for part in evaluation.batches_by_length(rows, BATCH):
+    for part in batches_by_length(rows, BATCH):
         batch = batching.pad_rows(rows[part.indices, : part.length], BATCH)
         got = np.asarray(answerer.scores(params, batch))[: len(part.indices)]
         np.testing.assert_allclose(got, want[part.indices], rtol=1e-5, atol=1e-5)
@@ -134,25 +135,25 @@ def test_scores_are_those_at_full_length(task, tuned, vocabulary):
 
 def test_few_shapes_and_little_padding(task):
     rows = full_rows(task)
-    groups = evaluation.batches_by_length(rows, BATCH)
+    groups = batches_by_length(rows, BATCH)
     assert sorted(np.concatenate([g.indices for g in groups])) == list(range(ROWS))
     shapes = {group.length for group in groups}
-    assert 1 < len(shapes) <= evaluation.MOST_LENGTHS
+    assert 1 < len(shapes) <= MOST_LENGTHS
     for group in groups:
         # Nothing but padding is left out.
         assert not rows[group.indices, group.length :].any()
     positions = sum(group.length for group in groups) / len(groups)
     assert positions < 0.75 * rows.shape[1]
     # What fits in one batch is one shape.
-    assert len(evaluation.batches_by_length(rows, ROWS)) == 1
-    (alone,) = evaluation.batches_by_length(rows, ROWS)
+    assert len(batches_by_length(rows, ROWS)) == 1
+    (alone,) = batches_by_length(rows, ROWS)
     assert alone.length == buckets.used(rows).max() < rows.shape[1]
 
 
 def test_tasks_of_a_mixture_are_answered_apart(task, tuned, vocabulary):
     """A shorter task behind a longer one gets its own answers only."""
     model, params = tuned
-    answerer = evaluation.Answerer(model, vocabulary, labels=LABELS)
+    answerer = Answerer(model, vocabulary, labels=LABELS)
     other = add_task("test_evaluate_short", 5)
     seqio.MixtureRegistry.add("test_evaluate_mixture", [task, other], default_rate=1)
     try:
@@ -170,7 +171,7 @@ def test_tasks_of_a_mixture_are_answered_apart(task, tuned, vocabulary):
 
 def test_a_task_without_a_metric(tuned, vocabulary):
     name = add_task("test_evaluate_bare", 3, with_metrics=False)
-    answerer = evaluation.Answerer(tuned[0], vocabulary, labels=LABELS)
+    answerer = Answerer(tuned[0], vocabulary, labels=LABELS)
     try:
         with pytest.raises(UserError, match="has no metric on split 'validation'"):
             evaluator(name, answerer)

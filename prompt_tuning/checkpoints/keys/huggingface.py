@@ -25,7 +25,6 @@ HUB_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
 )
-HUB_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?"
 
 SAME, TRANSPOSED = "same", "transposed"
 

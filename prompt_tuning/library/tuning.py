@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``tune``: a soft prompt from examples in memory, by the loop of the command line."""
+
+import dataclasses
+import functools
+import pathlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optax
+
+from prompt_tuning import files, plots, report
+from prompt_tuning.checkpoints.base_models import BaseModel
+from prompt_tuning.data import metrics as task_metrics
+from prompt_tuning.data.metrics import Metric
+from prompt_tuning.errors import UserError
+from prompt_tuning.library import models, rows
+from prompt_tuning.library.memory_task import (
+    LOG_LIKELIHOOD,
+    TRAIN,
+    VALIDATION,
+    MemoryData,
+    MemoryTask,
+)
+from prompt_tuning.library.tuned_prompt import TunedPrompt
+from prompt_tuning.runs import identity, member_specs
+from prompt_tuning.runs import tune as runs
+from prompt_tuning.runs.settings import Base, Settings, Tuning
+from prompt_tuning.training import optimizers
+from prompt_tuning.training.prompt_starts import PromptInit
+from prompt_tuning.training.schedule import Schedule
+
+METHOD = "prompt_tuning"
+# What is tried where nobody chose a learning rate, and for which share of the steps.
+# The paper's is 0.3, for rows of norm near 300; smaller rows want a smaller one.
+RATES = (0.03, 0.1, 0.3, 1.0)
+SWEEP_SHARE, LEAST_SWEEP_STEPS = 10, 20
+SWEEP_FOLDER = "learning_rates"
+# What each of several prompts may set for itself.
+OWN_VALUES = (
+    "name",
+    "seed",
+    "learning_rate",
+    "batch_size",
+    "prompt_length",
+    "prompt_init",
+    "placement",
+)
+
+
+class Picture(bytes):
+    """A picture, PNG, which notebooks show."""
+
+    def _repr_png_(self) -> bytes:
+        return bytes(self)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """What `tune` ends with.
+
+    Attributes:
+      prompts: the tuned prompts by name, the best first.
+      results: metrics, best steps, versions: what ``results.json`` says.
+      learning_rate: what it was tuned with, where all prompts share one.
+      folder: where its records lie.
+    """
+
+    prompts: Mapping[str, TunedPrompt]
+    results: Mapping[str, Any]
+    learning_rate: float
+    folder: pathlib.Path
+    _temporary: tempfile.TemporaryDirectory | None = None
+
+    @property
+    def prompt(self) -> TunedPrompt:
+        """The best prompt."""
+        return next(iter(self.prompts.values()))
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The best prompt's on the validation split; empty without one."""
+        return dict(self.prompt.card["metric"])
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Loss, metrics and pace by step."""
+        return report.read_metrics(self.folder)
+
+    def save(self, path: files.Path, format: str = "native") -> pathlib.Path:
+        """Writes the best prompt; see `TunedPrompt.save`."""
+        return self.prompt.save(path, format)
+
+    def plot(self, path: files.Path | None = None) -> Picture:
+        """The learning curve, as a picture that notebooks show.
+
+        Args:
+          path: a PNG to write it to, as well.
+
+        Raises:
+          UserError: the picture cannot be written.
+        """
+        drawn = plots.learning_curve(self.folder)
+        if drawn is None:
+            raise UserError("the run has no records, so there is nothing to draw")
+        picture = Picture(drawn.read_bytes())
+        if path is not None:
+            with files.replacing(path) as temporary:
+                temporary.write_bytes(picture)
+        return picture
+
+    def __repr__(self) -> str:
+        return f"Run({', '.join(map(repr, self.prompts.values()))})"
+
+
+def tune(
+    base: BaseModel,
+    train: Any,
+    *,
+    validation: Any = None,
+    labels: rows.Labels | None = None,
+    template: str | None = None,
+    target_column: str = "label",
+    name: str = "prompt",
+    length: int = 20,
+    init: PromptInit | str | None = None,
+    placement: str = "prepend",
+    steps: int = 1000,
+    batch_size: int = 32,
+    learning_rate: float | Sequence[float] | None = None,
+    seed: int = 0,
+    prompts: Sequence[Mapping[str, Any]] | None = None,
+    metrics: Sequence[str | Metric] = ("accuracy",),
+    eval_period: int | None = None,
+    patience: int = 0,
+    input_length: int | None = None,
+    folder: files.Path | None = None,
+    allow_changes: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """Tunes a soft prompt, or several, on a frozen model.
+
+    Args:
+      base: what `load` gave.
+      train: (text, answer) pairs, dicts, a pandas frame, or one split of a data set of
+        Hugging Face's ``datasets``.
+      validation: likewise; it chooses the best step. Without it the last one is kept.
+      labels: the answers to choose from; value i of the examples may stand for label i,
+        and a mapping says what values stand for. None takes the names that a data set
+        gives its classes, or free text.
+      template: the inputs, ``{column}`` standing for a value; by default ``{text}``.
+      target_column: of dicts, frames and data sets, the column of the answer.
+      name: what the prompt is called.
+      length: positions of the prompt.
+      init: how it starts (see `prompt_starts.named`); by default at the labels, or at
+        common pieces where there are none.
+      placement: 'prepend', 'append' or 'after_bos', unless the template places it.
+      steps: length of training.
+      batch_size: rows of a batch.
+      learning_rate: of Adafactor, constant. None tries `RATES` and a list its own values
+        side by side for a tenth of the steps, and takes the one with the highest
+        likelihood of the right answers.
+      seed: of the start and the order of examples.
+      prompts: several prompts to tune side by side, each a dict of what is its own
+        (`OWN_VALUES`); a list of values stands for a prompt of each.
+      metrics: names among `metrics.METRICS`, or functions of targets and answers that
+        give values by name, the higher the better.
+      eval_period: steps between evaluations; by default a tenth of ``steps``.
+      patience: evaluations without a better metric after which training stops; 0 trains
+        to the end.
+      input_length: text tokens that inputs are cut to; by default nothing is cut.
+      folder: keeps checkpoints and records, so that the same call resumes.
+      allow_changes: resume a run of the folder although it differs from this one.
+      quiet: no progress bar.
+
+    Raises:
+      UserError: examples or a value are unsound, or do not fit the model.
+    """
+    vocabulary = models.vocabulary_of(base)
+    if isinstance(metrics, str):
+        raise UserError(f"metrics={metrics!r} must be a list of names or functions")
+    labels = rows.found_labels(train, target_column, labels)
+    names = rows.label_names(labels)
+    read = functools.partial(
+        rows.read, template=template, target_column=target_column, labels=labels
+    )
+    splits = {TRAIN: read(train, TRAIN)}
+    rows.check_labels(splits[TRAIN], names, TRAIN)
+    if validation is not None:
+        splits[VALIDATION] = read(validation, VALIDATION)
+        rows.warn_of_shared(splits[TRAIN], splits[VALIDATION])
+    task = MemoryTask(
+        _name(name),
+        splits,
+        vocabulary,
+        labels=names,
+        template=template,
+        metrics=[_metric(metric, names) for metric in metrics],
+        input_length=input_length,
+    )
+    data = MemoryData(
+        task=task, eval_split=VALIDATION if validation is not None else None
+    )
+    if init is None:
+        init = "class_labels" if names and len(names) <= length else "sampled_vocab"
+    tuning = functools.partial(
+        Tuning,
+        method=METHOD,
+        prompt_length=_whole(length, "length"),
+        prompt_init=init,
+        placement=placement,
+    )
+    settings = Settings(
+        base=Base(
+            config=base.config,
+            initial_checkpoint_path=base.path,
+            frozen_dtype=models.frozen_dtype(base),
+            activation_dtype=str(base.config.dtype),
+        ),
+        data=data,
+        tuning=tuning(optimizer=optimizer_at(RATES[0])),
+        schedule=Schedule(steps, eval_period, patience=patience),
+        batch_size=_whole(batch_size, "batch_size"),
+        seed=_whole(seed, "seed", 0),
+        prompts=_own_values(prompts),
+        optimizer_at=optimizer_at,
+    )
+    if base.partitioner is not None:
+        settings = dataclasses.replace(settings, partitioner=base.partitioner)
+    temporary = None
+    if folder is None:
+        temporary = tempfile.TemporaryDirectory(prefix="prompt_tuning_")
+    place = pathlib.Path(temporary.name if temporary is not None else folder or "")
+    rates = _rates(learning_rate)
+    own_rates = prompts is not None and all("learning_rate" in each for each in prompts)
+    rate = rates[0]
+    if len(rates) > 1 and not own_rates:
+        kept = None if temporary is not None else place / SWEEP_FOLDER
+        rate = choose_rate(settings, base, rates, kept, quiet=quiet)
+    settings = dataclasses.replace(
+        settings, tuning=tuning(optimizer=optimizer_at(rate))
+    )
+    if temporary is not None:
+        schedule = dataclasses.replace(
+            settings.schedule, checkpoint_period=0, checkpoint_seconds=0
+        )
+        settings = dataclasses.replace(settings, schedule=schedule)
+    loaded = runs.load(runs.plan(settings), base)
+    identity.open_folder(str(place), loaded.identity, allow_changes=allow_changes)
+    found = runs.run(loaded, place, quiet=quiet)
+    if temporary is None:
+        results = runs.write(loaded, found, place)
+    else:
+        results = runs.report_on(loaded, found, loaded.facts)
+    facts = loaded.facts | {k: results[k] for k in ("changes",) if k in results}
+    tuned = {
+        own: TunedPrompt(name if own == member_specs.PROMPT else own, array, card)
+        for own, (array, card) in runs.prompts(loaded, found, facts).items()
+    }
+    ranked = [row["name"] for row in results["members"] if row["name"] in tuned]
+    return Run(
+        {tuned[own].name: tuned[own] for own in ranked}, results, rate, place, temporary
+    )
+
+
+def optimizer_at(rate: float) -> optax.GradientTransformation:
+    """Adafactor as the paper has it, with a constant learning rate."""
+    return optimizers.adafactor(
+        optimizers.learning_rate_schedule("constant", rate),
+        multiply_by_parameter_scale=False,
+        weight_decay_rate=1e-5,
+    )
+
+
+def choose_rate(
+    settings: Settings,
+    base: BaseModel,
+    rates: Sequence[float],
+    folder: pathlib.Path | None,
+    *,
+    quiet: bool,
+) -> float:
+    """Tries learning rates side by side, for a part of the steps.
+
+    Args:
+      settings: the run that one is wanted for.
+      base: the model.
+      rates: those to try.
+      folder: keeps the trial, so that it is not made again; None keeps nothing.
+      quiet: no progress bar.
+
+    Returns:
+      The rate of the prompt that gives the right answers of the validation split, or
+      without one of the last training batches, the highest likelihood.
+
+    Raises:
+      UserError: see `runs.tune.run`.
+    """
+    steps = min(
+        settings.schedule.steps,
+        max(LEAST_SWEEP_STEPS, settings.schedule.steps // SWEEP_SHARE),
+    )
+    listed = ", ".join(f"{rate:g}" for rate in rates)
+    report.say(
+        f"no learning rate was chosen: trying {listed} side by side for {steps} of "
+        f"{settings.schedule.steps} steps; learning_rate=... leaves this out"
+    )
+    trial = dataclasses.replace(
+        settings,
+        data=dataclasses.replace(settings.data, by_likelihood=True),
+        schedule=Schedule(steps, 0, 0, checkpoint_seconds=0),
+        prompts=[{"learning_rate": list(rates)}],
+    )
+    loaded = runs.load(runs.plan(trial), base)
+    if folder is not None:
+        identity.open_folder(str(folder), loaded.identity)
+    found = runs.run(loaded, folder, quiet=quiet)
+    scores = {
+        spec.own["learning_rate"]: found[spec.name].metrics.get(
+            LOG_LIKELIHOOD, -found[spec.name].loss
+        )
+        for spec in loaded.plan.members
+        if spec.name in found
+    }
+    rate = max(scores, key=lambda each: scores[each])
+    told = ", ".join(f"{each:g} {score:.4f}" for each, score in scores.items())
+    report.say(f"mean log-likelihood of the right answers: {told}; taking {rate:g}")
+    return rate
+
+
+def _rates(given: Any) -> tuple[float, ...]:
+    """The learning rates to choose from."""
+    if given is None:
+        return RATES
+    values = given if isinstance(given, Sequence) else [given]
+    for value in values:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not value > 0
+        ):
+            raise UserError(
+                f"learning_rate={given!r} must be a number above 0, a list of such "
+                "numbers to choose from, or None"
+            )
+    if not values or len(set(values)) < len(values):
+        raise UserError(f"learning_rate={given!r} must list different rates")
+    return tuple(values)
+
+
+def _own_values(prompts: Any) -> Any:
+    """What several prompts set for themselves."""
+    for each in prompts or ():
+        if not isinstance(each, Mapping):
+            raise UserError(
+                f"prompts={prompts!r} must be a list of dicts, e.g. [{{'seed': [0, 1]}}]"
+            )
+        unknown = [key for key in each if key not in OWN_VALUES]
+        if unknown:
+            raise UserError(
+                f"prompts cannot set {unknown[0]!r}; a prompt's own values are "
+                f"{', '.join(OWN_VALUES)}"
+            )
+    return prompts
+
+
+def _metric(
+    given: Any, labels: Sequence[str] | None
+) -> Callable[..., Mapping[str, float]]:
+    if callable(given):
+        return given
+    return task_metrics.by_name([given], labels)[0]
+
+
+def _whole(value: Any, name: str, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{name}={value!r} must be a whole number, {least} or more")
+    return value
+
+
+def _name(given: Any) -> str:
+    if not isinstance(given, str) or not given.strip() or "/" in given:
+        raise UserError(f"name={given!r} must be a word that files can be called by")
+    return given

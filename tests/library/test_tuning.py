@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tuning and answering in Python: the numbers are those of the command line."""
+
+import csv
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import prompt_tuning as pt
+from prompt_tuning import cli, files
+from prompt_tuning.data import vocabularies
+from prompt_tuning.library import tuning
+
+ROOT = pathlib.Path(__file__).parents[2]
+LABELS = ["good", "bad"]
+SMALL = {"length": 3, "steps": 4, "batch_size": 8, "labels": LABELS, "quiet": True}
+
+
+@pytest.fixture(scope="module")
+def base(tiny_checkpoint):
+    return pt.load(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def splits(reviews):
+    """The local task's examples as pairs."""
+    found = {}
+    for split, path in reviews.items():
+        with open(path) as file:
+            lines = csv.DictReader(file, delimiter="\t")
+            found[split] = [(row["sentence"], row["label"]) for row in lines]
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(base, splits):
+    # The local task's validation rows are training rows, too.
+    with pytest.warns(UserWarning, match="4 of 4 validation rows"):
+        return pt.tune(
+            base,
+            splits["train"],
+            validation=splits["validation"],
+            learning_rate=0.3,
+            init="sampled_vocab",
+            **SMALL,
+        )
+
+
+def test_the_prompt_is_that_of_the_command_line(run, train_words, tmp_path):
+    """Batches hold all examples, so that their order decides nothing."""
+    words = train_words(MODEL_DIR=tmp_path, MIXTURE_OR_TASK_NAME="library_reviews")
+    words += ["--gin_file=prompts/sampled_vocab.gin"]
+    assert cli.main(words) == 0
+    theirs = pt.load_prompt(tmp_path)
+    # Adafactor's first step is as good as a sign: the few gradients that all but vanish
+    # may go either way, as sums of the same rows in another order do.
+    difference = np.abs(run.prompt.array - theirs.array)
+    assert np.mean(difference < 1e-5) > 0.85 and difference.max() < 0.61
+    (ours,), (member,) = (
+        results["members"]
+        for results in (run.results, files.read_json(tmp_path / "results.json"))
+    )
+    assert ours["loss"] == pytest.approx(member["loss"], rel=1e-2)
+    assert ours["tokens_share"]["encoder"] == member["tokens_share"]["encoder"]
+    assert run.metrics == theirs.card["metric"]
+    for key in ("method", "placement", "labels", "vocabulary", "base_model", "recipe"):
+        assert run.prompt.card[key] == theirs.card[key]
+
+
+def test_answers_of_a_saved_prompt_are_those_that_were_measured(
+    base, splits, run, tmp_path
+):
+    path = run.save(tmp_path / "reviews.safetensors")
+    texts, targets = zip(*splits["validation"], strict=True)
+    answers = pt.Predictor(base, [path])(texts)
+    right = [row["answer"] == target for row, target in zip(answers, targets)]
+    assert run.metrics == {"accuracy": pytest.approx(100 * np.mean(right))}
+    assert [row["input"] for row in answers] == list(texts)
+    assert sum(answers[0]["scores"].values()) == pytest.approx(1)
+    again = pt.Predictor(base, run.prompt)([{"text": texts[0]}])
+    assert again[0]["scores"] == pytest.approx(answers[0]["scores"], rel=1e-4)
+
+
+def test_the_curve_is_a_picture(run, tmp_path):
+    picture = run.plot(tmp_path / "curve.png")
+    assert picture._repr_png_().startswith(b"\x89PNG")
+    assert (tmp_path / "curve.png").read_bytes() == picture
+    assert {record["split"] for record in run.records} >= {"train", "validation"}
+
+
+def test_several_prompts_a_trial_of_rates_and_a_second_call(
+    base, splits, tmp_path, capsys
+):
+    """Without validation the loss chooses the rate; the folder keeps run and trial."""
+    tune = lambda **values: pt.tune(
+        base,
+        splits["train"],
+        **{**SMALL, "learning_rate": [1e-6, 0.3], "folder": tmp_path / "run", **values},
+        prompts=[{"seed": [0, 1]}],
+    )
+    found = tune()
+    assert found.learning_rate == 0.3 and found.metrics == {}
+    assert set(found.prompts) == {"seed_0", "seed_1"}
+    assert "trying 1e-06, 0.3 side by side for 4 of 4 steps" in capsys.readouterr().err
+    again = tune()
+    for name, prompt in found.prompts.items():
+        np.testing.assert_array_equal(again.prompts[name].array, prompt.array)
+    with pytest.raises(pt.UserError, match=r"another run.*batch_size"):
+        tune(batch_size=16, learning_rate=0.3)
+    predict = pt.Predictor(base, list(found.prompts.values()), combine="mean")
+    (answer,) = predict(["a fine film"])
+    assert answer["answer"] in LABELS and len(answer["answers"]) == 2
+
+
+def test_free_text(base):
+    train = [("the capital of France", "Paris"), ("the capital of Italy", "Rome")]
+    small = {**SMALL, "labels": None, "steps": 2, "learning_rate": 0.3}
+    found = pt.tune(base, train, validation=[("the capital", "Rome")], **small)
+    assert found.prompt.card["labels"] is None and "accuracy" in found.metrics
+    (answer,) = pt.Predictor(base, found.prompt, max_answer_length=4)(["the capital"])
+    assert set(answer) == {"input", "answer"}
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"length": 0}, "length=0 must be a whole number"),
+        ({"length": True}, "length=True must be a whole number"),
+        ({"batch_size": 2.5}, "batch_size=2.5 must be a whole number"),
+        ({"steps": 0}, "must be a whole number, 1 or more"),
+        ({"seed": "1"}, "seed='1' must be a whole number"),
+        ({"learning_rate": 0}, "learning_rate=0 must be a number above 0"),
+        ({"learning_rate": []}, "must list different rates"),
+        ({"metrics": ["bleu"]}, "no metric is called 'bleu'"),
+        ({"metrics": "accuracy"}, "metrics='accuracy' must be a list"),
+        ({"name": ""}, "name='' must be a word"),
+        ({"init": "nowhere"}, "no prompt_init is called 'nowhere'"),
+        ({"placement": "behind"}, "behind"),
+        ({"prompts": [{"task": 1}]}, "prompts cannot set 'task'"),
+        ({"prompts": [{"name": "a"}, {"name": "a"}]}, "called 'a'"),
+        ({"prompts": {"seed": 1}}, "must be a list of dicts"),
+        ({"input_length": 0}, "input_length=0 must be 1 or more"),
+        ({"labels": ["good", "bad", "fair"]}, "no row of train has the label 'fair'"),
+        ({"validation": []}, "validation is empty"),
+    ],
+)
+def test_values_that_are_refused(base, splits, values, message):
+    given = {**SMALL, "learning_rate": 0.3, **values}
+    with pytest.raises(pt.UserError, match=message) as said:
+        pt.tune(base, splits["train"], **given)
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ("a text", "give a list of texts"),
+        ([], "there is no text to answer"),
+        (["a", None], "text 2: it is None: leave it out"),
+        (["a", 3], "text 2: it is 3"),
+        ([{"sentence": "a"}], "text 1: there is no column 'text'"),
+        ([" "], "text 1: the text is empty"),
+    ],
+)
+def test_texts_that_are_refused(base, run, rows, message):
+    predict = pt.Predictor(base, run.prompt)
+    with pytest.raises(pt.UserError, match=message):
+        predict(rows)
+
+
+def test_prompts_that_are_refused(base, run, tmp_path):
+    for prompts, message in (
+        ([], "give a list of prompts"),
+        ([run], "one of the prompts is .*Run"),
+        ([run.prompt, run.prompt], "there is a prompt 'prompt' already"),
+        ([tmp_path / "none"], "there is no prompt at"),
+    ):
+        with pytest.raises(pt.UserError, match=message):
+            pt.Predictor(base, prompts)
+    with pytest.raises(pt.UserError, match="combine='most' must be one of vote"):
+        pt.Predictor(base, run.prompt, combine="most")
+    with pytest.raises(pt.UserError, match="base is str, not a model"):
+        pt.Predictor("embedded:t5_1_1_mini", run.prompt)
+
+
+def test_a_model_without_a_vocabulary(tiny_checkpoint, tmp_path):
+    weights = (tiny_checkpoint / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    with pytest.raises(pt.UserError, match=r"vocabulary: give load\(\.\.\., vocab"):
+        pt.load(tmp_path)
+    found = pt.load(tmp_path, vocabulary="mini")
+    assert found.vocabulary.fingerprint == vocabularies.load("mini").fingerprint
+    with pytest.raises(pt.UserError, match="there is no folder .*nowhere"):
+        pt.load(tmp_path / "nowhere")
+
+
+def test_the_readmes_program(tiny_checkpoint, tmp_path):
+    """As printed, but for the sizes of model and run; it loads no TensorFlow."""
+    text = (ROOT / "README.md").read_text()
+    (program,) = re.findall(
+        r"```python\n(import prompt_tuning as pt\n.*?)```", text, re.DOTALL
+    )
+    assert len(program.strip().splitlines()) <= 12
+    program = program.replace("steps=100", "steps=4, length=4")
+    program = program.replace("embedded:t5_1_1_mini", str(tiny_checkpoint))
+    end = "\nimport sys\nprint(answers[0]['answer'], 'tensorflow' in sys.modules)\n"
+    # One device, and the programs that earlier runs compiled.
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program + end],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answer, loaded = done.stdout.split()
+    assert answer in ("negative", "positive") and loaded == "False"
+    assert f"trying {', '.join(f'{rate:g}' for rate in tuning.RATES)}" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "sentiment.safetensors",
+        "learning_curve.png",
+    }
