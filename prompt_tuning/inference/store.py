@@ -282,6 +282,11 @@ class PromptStore:
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"there is no prompt {name!r}{hint}")
 
+    @property
+    def base_model(self) -> str:
+        """What the base model is called."""
+        return self._base.name
+
     def names(self) -> list[str]:
         """Names of the prompts, in the order they were added."""
         with self._names_lock:

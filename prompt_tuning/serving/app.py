@@ -182,7 +182,9 @@ def create(
     @app.get("/v1/prompts")
     async def prompts() -> Response:
         described = [_described(prompt) for prompt in engine.store.prompts()]
-        return Json({"prompts": described})
+        # Where the server keeps its files is nobody's business.
+        model = pathlib.PurePath(engine.store.base_model).name
+        return Json({"base_model": model, "prompts": described})
 
     @app.put("/v1/prompts/{name}")
     async def add(name: str, request: Request) -> Response:

@@ -206,6 +206,11 @@ def test_other_sites_and_names_are_refused(serving, token):
             assert status("GET", Host=host).status_code == 200
 
 
+def test_the_model_is_named_without_its_path(client, tiny_checkpoint):
+    found = client.get("/v1/prompts").json()["base_model"]
+    assert found and "/" not in found and found in str(tiny_checkpoint)
+
+
 def test_the_page_runs_its_own_script_alone(client):
     response = client.get("/")
     policy = response.headers["content-security-policy"]
