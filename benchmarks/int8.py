@@ -179,7 +179,7 @@ def times(config: T5Config, batch: int, rounds: int) -> dict[str, Any]:
     """Seconds and planned bytes of loss and prompt gradient, 228 inputs, 8 targets."""
     model = Model(Transformer(config, (Prompt("task", 100),)))
     params = model.init(jax.random.key(0))
-    tuned, frozen = registry.split(params, registry.RULES["prompt_tuning"])
+    tuned, frozen = registry.split(params, registry.rules_of("prompt_tuning"))
     weights = {"float32": frozen, "int8": quantized(frozen)}
     text = jax.random.randint(jax.random.key(1), (batch, 128), 3, config.vocab_size)
     ids = jnp.broadcast_to(config.vocab_size + jnp.arange(100), (batch, 100))

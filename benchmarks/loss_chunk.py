@@ -34,7 +34,7 @@ NETWORK = Transformer(
 def measure(batch: int, targets: int, limits: list[int], rounds: int) -> dict[str, Any]:
     """Temporaries and median seconds for every limit, in bytes of logits."""
     params = Model(NETWORK).init(jax.random.key(0))
-    tuned, frozen = registry.split(params, registry.RULES["prompt_tuning"])
+    tuned, frozen = registry.split(params, registry.rules_of("prompt_tuning"))
     text = jax.random.randint(jax.random.key(1), (batch, INPUTS), 3, V)
     labels = jax.random.randint(jax.random.key(2), (batch, targets), 3, V)
     data = {

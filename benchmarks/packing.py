@@ -115,7 +115,7 @@ def train(case: Case, rounds: int) -> dict[str, Any]:
     prompts = (Prompt("task", case.prompt_length),)
     model = Model(Transformer(case.config, prompts))
     params = jax.jit(model.init)(jax.random.key(0))
-    tuned, frozen = registry.split(params, registry.RULES["prompt_tuning"])
+    tuned, frozen = registry.split(params, registry.rules_of("prompt_tuning"))
     tx = optimizers.adafactor(0.1, multiply_by_parameter_scale=False)
     state = TrainState.create({"task": tuned}, tx, jax.random.key(1))
     step = jax.jit(make_train_step(model, tx))

@@ -68,7 +68,7 @@ def measure(dtype: str, rounds: int) -> dict[str, Any]:
         dataclasses.replace(CONFIG, dtype=dtype), (Prompt("task", P),)
     )
     params = jax.jit(Model(network).init)(jax.random.key(0))
-    tuned, frozen = registry.split(params, registry.RULES["prompt_tuning"])
+    tuned, frozen = registry.split(params, registry.rules_of("prompt_tuning"))
     frozen = trees.map_with_path(lambda _, leaf: leaf.astype(dtype), frozen)
     state = TrainState.create({"task": tuned}, tx, jax.random.key(1))
     ids = lambda key, *shape: jax.random.randint(jax.random.key(key), shape, 3, V)

@@ -89,7 +89,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     model = Model(Transformer(CONFIG, (Prompt("task", PROMPT_LENGTH),)))
     places = sharding.param_shardings(model.abstract_params(), mesh, rules)
     params = jax.jit(model.init, out_shardings=places)(jax.random.key(0))
-    tuned, frozen = registry.split(params, registry.RULES["prompt_tuning"])
+    tuned, frozen = registry.split(params, registry.rules_of("prompt_tuning"))
     tx = optimizers.adafactor(0.3, multiply_by_parameter_scale=False)
     state = TrainState.create({"task": tuned}, tx, jax.random.key(1))
     state = sharding.replicate(state, mesh)

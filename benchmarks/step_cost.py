@@ -31,7 +31,7 @@ def compiled_step(method: str, batch: int, inputs: int, prompt_length: int):
     prompts = (Prompt("task", prompt_length),) if method == "prompt_tuning" else ()
     model = Model(Transformer(demo.CONFIG, prompts))
     params = model.init(jax.random.key(0))
-    tuned, frozen = registry.split(params, registry.RULES[method])
+    tuned, frozen = registry.split(params, registry.rules_of(method))
     tx = optimizers.adafactor(
         0.03, multiply_by_parameter_scale=method == "model_tuning"
     )

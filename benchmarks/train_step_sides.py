@@ -84,7 +84,7 @@ class Ours:
             network, z_loss=0.0, loss_normalizing_factor="NUM_REAL_TARGET_TOKENS"
         )
         params = trees.merge(source.params, {"prompts": {"task": prompt}})
-        rules = registry.RULES["prompt_tuning"]
+        rules = registry.rules_of("prompt_tuning")
         tuned, self.frozen = registry.split(params, rules)
         self.tuned = jax.tree.map(jax.numpy.array, tuned)
         tx = optimizers.adamw(LEARNING_RATE)

@@ -158,8 +158,14 @@ def tuned_params(method: str = "prompt_tuning") -> traverse_util.ModelParamTrave
     What it does not select has no optimizer state and never changes.
 
     Raises:
-      UserError: ``method`` is no name in `registry.RULES`.
+      UserError: no method is called so, or it makes prompts of leaves that T5X's
+        network has no place for.
     """
+    if not registry.named(method).is_plain:
+        raise UserError(
+            f"T5X's network has no leaves for {method}; train it with `prompt-tuning "
+            "train`, or choose prompt_tuning or model_tuning"
+        )
     rules = registry.rules_of(method)
 
     def is_tuned(path: str, _: Any) -> bool:

@@ -235,15 +235,18 @@ def test_dropout_needs_a_key_and_changes_the_loss(t5x, golden):
 
 def test_the_mask_is_that_of_our_methods(t5x, prompted):
     _, params, _, _ = prompted
-    for method, rules in registry.RULES.items():
+    for method in ("prompt_tuning", "model_tuning"):
+        rules = registry.rules_of(method)
         ours = t5x.adapter.stack(trees.unflatten(params))
         tuned, _ = registry.split(ours, rules)
         names = trees.unflatten({name: name for name in params})
         found = set(t5x.adapter.tuned_params(method).iterate(names))
         assert found == set(trees.flatten(t5x.adapter.unstack(tuned)))
         assert PROMPT in found
-    with pytest.raises(UserError, match="prompt_tuning, model_tuning"):
-        t5x.adapter.tuned_params("lora")
+    with pytest.raises(UserError, match="no method is called .*model_tuning"):
+        t5x.adapter.tuned_params("absent")
+    with pytest.raises(UserError, match="no leaves for residual_prompt"):
+        t5x.adapter.tuned_params("residual_prompt")
 
 
 @pytest.fixture(scope="module", params=[1, 4])
@@ -310,7 +313,7 @@ def test_three_steps_of_t5x_move_nothing_else(trained, prompted, golden):
 def test_three_steps_of_t5x_are_three_steps_of_ours(trained, t5x, prompted):
     model, params, batch, _ = prompted
     ours = t5x.adapter.stack(trees.unflatten(params))
-    tuned, frozen = registry.split(ours, registry.RULES["prompt_tuning"])
+    tuned, frozen = registry.split(ours, registry.rules_of("prompt_tuning"))
     tx = optimizers.adafactor(0.3, **RECIPE)
     step = jax.jit(make_train_step(Model(model.module.wrapped), tx))
     state = TrainState.create({"prompt": tuned}, tx, jax.random.key(0))

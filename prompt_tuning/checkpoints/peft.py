@@ -183,11 +183,6 @@ def _card(folder: pathlib.Path, config: Mapping[str, Any], rows: int) -> dict[st
 
 def _check_fits_peft(card: Mapping[str, Any]) -> None:
     """Refuses a prompt that would compute something else in PEFT."""
-    method = card.get("method") or "prompt_tuning"
-    if method != "prompt_tuning":
-        raise UserError(
-            f"the prompt was made by {method}; PEFT's format here is for prompt_tuning"
-        )
     placement = card.get("placement") or "prepend"
     template = card.get("template")
     parts = list(Template.parse(template).parts) if template else []

@@ -57,6 +57,11 @@ def load_prompt(path: files.Path) -> tuple[np.ndarray, dict[str, Any]]:
       UserError: the file is missing, damaged or not a prompt.
     """
     with files.reading(path, "a prompt file") as file:
+        if any(name.startswith("slots/") for name in file.keys()):  # noqa: SIM118
+            raise UserError(
+                f"{path} holds an adapter, which changes the model's layers, and not a "
+                "prompt alone; `eval`, `infer` and the folder of `serve` take it"
+            )
         card = cards.decode(file.metadata() or {}, path)
         if TENSOR not in file.keys() or card is None:  # noqa: SIM118
             raise UserError(

@@ -15,15 +15,24 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from prompt_tuning import files
-from prompt_tuning.checkpoints import cards, peft, prompt_file, t5x_native, t5x_orbax
+from prompt_tuning.checkpoints import (
+    adapter_file,
+    cards,
+    peft,
+    prompt_file,
+    t5x_native,
+    t5x_orbax,
+)
 from prompt_tuning.checkpoints.source import Source
 from prompt_tuning.errors import UserError
+from prompt_tuning.network.adapters import Slot
 
 # Versions of NumPy's format; later ones differ for records with names only.
 NPY_HEADERS = {
@@ -53,12 +62,51 @@ def _find(path: files.Path) -> tuple[str | None, Source | None]:
     if os.path.isfile(path):
         if _is_npy(path):
             return "npy", None
-        return ("native" if _is_native(path) else None), None
+        own = _is_native(path) or adapter_file.is_adapter(path)
+        return ("native" if own else None), None
     if peft.is_prompt(path):
         return "peft", None
     if (source := _open_t5x(path)) is not None:
         return ("t5x" if source.prompts else None), source
     return ("npy" if _npy_files(path) else None), None
+
+
+class Saved(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+      array: the prompt ``[P, H]``; P may be 0.
+      card: see `load`.
+      slots: what goes into the model's layers beside it, by site.
+    """
+
+    array: np.ndarray
+    card: Mapping[str, Any]
+    slots: Mapping[str, Slot] = MappingProxyType({})
+
+
+def load_with_slots(path: files.Path) -> Saved:
+    """As `load`, for those who can put an adapter into a model's layers.
+
+    Raises:
+      UserError: as `load` does, or it is a damaged adapter.
+    """
+    if os.path.isfile(path) and adapter_file.is_adapter(path):
+        array, slots, card = adapter_file.load(path)
+        return Saved(array, card, slots)
+    return Saved(*load(path))
+
+
+def save_own(path: files.Path, saved: Saved) -> None:
+    """Writes what `load_with_slots` reads, in this package's own format.
+
+    Raises:
+      UserError: a number is not finite, or the file cannot be written.
+    """
+    if saved.slots:
+        adapter_file.save(path, saved.array, saved.slots, dict(saved.card))
+    else:
+        prompt_file.save_prompt(path, saved.array, dict(saved.card))
 
 
 def load(path: files.Path) -> tuple[np.ndarray, dict[str, Any]]:

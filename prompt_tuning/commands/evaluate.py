@@ -105,13 +105,13 @@ def evaluate(
     )
     prompts = evaluations.read(paths, source, force)
     if local_task is not None and not force:
-        for _, card in prompts.values():
+        for _, card, _ in prompts.values():
             local_task = local_task.as_tuned(card)
             if local_task.vocabulary is None and card.get("vocabulary") is not None:
                 vocabulary = vocabulary_of(card, source.vocabulary)
                 local_task = dataclasses.replace(local_task, vocabulary=vocabulary.name)
     tasks: dict[str, TaskData] = {}
-    for name, (array, card) in prompts.items():
+    for name, (array, card, _) in prompts.items():
         first = not tasks
         tasks[name] = TaskData(
             mixture_or_task_name,

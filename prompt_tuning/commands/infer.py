@@ -99,10 +99,10 @@ def infer(
     )
     only = None
     if prompt_file is not None:
-        array, card = prompt_formats.load(prompt_file)
+        saved = prompt_formats.load_with_slots(prompt_file)
         only = name_of(prompt_file)
-        store = PromptStore(source, len(array), force=force)
-        store.add(only, array, card)
+        store = PromptStore(source, max(1, len(saved.array)), force=force)
+        store.add(only, saved.array, saved.card, slots=saved.slots)
     else:
         store = PromptStore(source, prompt_rows, force=force)
         for reason in store.load_folder(prompts).values():

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import rich.console
 import rich.table
 import rich.text
@@ -21,6 +20,7 @@ from prompt_tuning.checkpoints import (
     prompt_file,
     prompt_formats,
 )
+from prompt_tuning.checkpoints.prompt_formats import Saved
 from prompt_tuning.checkpoints.source import Source
 from prompt_tuning.errors import UserError, printable
 from prompt_tuning.inference import prompt_view
@@ -63,8 +63,8 @@ def inspect(
         parts.append(_model(base_models.open_checkpoint(model)))
     if os.path.isdir(where) and (runs := run_checkpoints.Checkpoints(where)).steps():
         parts.append(_run(runs))
-    loaded = {path: prompt_formats.load(path) for path in prompts}
-    parts += [_prompt(path, *found, base_model) for path, found in loaded.items()]
+    loaded = {path: prompt_formats.load_with_slots(path) for path in prompts}
+    parts += [_prompt(path, found, base_model) for path, found in loaded.items()]
     if not parts:
         raise UserError(
             f"{where} is no prompt, model or MODEL_DIR with checkpoints, nor a file of "
@@ -77,7 +77,7 @@ def inspect(
                 "of one"
             )
         files.refuse_same([where, *prompts], [plot])
-        prompt_view.draw(loaded[prompts[0]][0], plot)
+        prompt_view.draw(loaded[prompts[0]].array, plot)
         parts.append(rich.text.Text(f"wrote {plot}"))
     return rich.console.Group(*parts)
 
@@ -111,17 +111,18 @@ def _model_path(where: str) -> str | None:
     return where
 
 
-def _prompt(
-    path: str, prompt: np.ndarray, card: Mapping[str, Any], base_model: str | None
-) -> rich.console.Group:
-    rows = {
-        "format": prompt_formats.detect(path),
-        **_plain(card),
-        **prompt_view.facts(prompt),
-    }
-    parts = [_table(f"prompt {path}", rows)]
-    if base_model is not None:
-        parts.append(prompt_view.neighbours(prompt, base_model))
+def _prompt(path: str, saved: Saved, base_model: str | None) -> rich.console.Group:
+    rows = {"format": prompt_formats.detect(path), **_plain(saved.card)}
+    if saved.slots:
+        rows["in the layers"] = (
+            f"{trees.count(dict(saved.slots)):,} numbers at {len(saved.slots)} sites"
+        )
+        rows["sites"] = ", ".join(saved.slots)
+    if len(saved.array):
+        rows |= prompt_view.facts(saved.array)
+    parts = [_table(f"{'adapter' if saved.slots else 'prompt'} {path}", rows)]
+    if base_model is not None and len(saved.array):
+        parts.append(prompt_view.neighbours(saved.array, base_model))
     return rich.console.Group(*parts)
 
 

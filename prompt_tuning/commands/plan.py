@@ -20,6 +20,7 @@ from prompt_tuning.devices import topologies
 from prompt_tuning.devices.topologies import GIB, Topology
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import registry
+from prompt_tuning.methods.method import Method
 from prompt_tuning.network.transformer import T5Config
 from prompt_tuning.planning import checks, flops, memory_report
 from prompt_tuning.planning.checks import with_batch
@@ -34,7 +35,7 @@ def plan(
     topology: str,
     task_feature_lengths: Mapping[str, int],
     batch_size: int,
-    method: str,
+    method: Method | str,
     optimizer: optax.GradientTransformation,
     prompt_length: int = 100,
     frozen_dtype: str = "auto",
@@ -55,7 +56,7 @@ def plan(
       topology: a slice such as ``v5e:2x4``, or ``local``.
       task_feature_lengths: text tokens of ``inputs`` and ``targets``.
       batch_size: rows of a batch over all chips.
-      method: a key of `registry.RULES`.
+      method: the method, or its kind for that with the default options.
       optimizer: moves the tuned leaves.
       prompt_length: positions of the prompt; 0 for methods without one.
       frozen_dtype: dtype of frozen weights; 'auto' is bfloat16 for TPUs, 'int8'
@@ -76,7 +77,7 @@ def plan(
     Raises:
       UserError: the step cannot be placed on these chips.
     """
-    registry.rules_of(method)  # Refuses what is none.
+    method = registry.named(method)
     if step not in STEPS:
         raise UserError(f"STEP={step!r} is not one of {', '.join(map(repr, STEPS))}")
     missing = {"inputs", "targets"} - set(task_feature_lengths)
@@ -99,7 +100,7 @@ def plan(
         targets=task_feature_lengths["targets"],
         optimizer=optimizer,
         method=method,
-        prompt_length=prompt_length,
+        prompt_length=prompt_length if method.has_prompt else 0,
         frozen_dtype=frozen_dtype,
         num_partitions=num_partitions,
         parameter_partitioning_dims=parameter_partitioning_dims,
@@ -129,7 +130,7 @@ def figures(
         "batch_size": work.batch_size,
         "encoder_tokens": work.inputs + work.prompt_length,
         "decoder_tokens": work.targets,
-        "method": work.method,
+        "method": work.method.describe(),
         "frozen_dtype": work.frozen_dtype,
         "activation_dtype": work.config.dtype,
         "remat": work.config.remat,

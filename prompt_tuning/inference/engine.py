@@ -29,12 +29,14 @@ from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.data import buckets
 from prompt_tuning.devices import sharding
 from prompt_tuning.errors import UserError
-from prompt_tuning.inference import ensembles, prepared_rows
+from prompt_tuning.inference import adapter_bank, ensembles, prepared_rows
+from prompt_tuning.inference.adapter_bank import AdapterBank, Adapters
 from prompt_tuning.inference.ensembles import Answer
 from prompt_tuning.inference.prepared_rows import Item, LabelShape, Request
 from prompt_tuning.inference.store import PromptStore, StoredPrompt
+from prompt_tuning.network.adapters import COLLECTION
 from prompt_tuning.network.model import Model
-from prompt_tuning.types import Array
+from prompt_tuning.types import Array, Params
 
 # Rows and tokens of a batch, and the table of labels that is ranked in it.
 ProgramKey = tuple[int, int, LabelShape | None]
@@ -100,14 +102,14 @@ class Engine:
         model = Model(store.network)
         strategy = strategy or decoding.Greedy(max_decode_len=32)
 
-        def decode(params, tokens, batch):
+        def decode(params, tokens, batch, where):
             key = jax.random.fold_in(jax.random.key(seed), batch)
-            return model.predict(params, tokens, strategy, key)[0][:, -1]
+            return model.predict(params, tokens, strategy, key, where=where)[0][:, -1]
 
         self._rank, self._decode = jax.jit(model.rank), jax.jit(decode)
-        self._programs: collections.OrderedDict[ProgramKey, Any] = (
-            collections.OrderedDict()
-        )
+        self._adapters = AdapterBank(base.mesh)
+        # By their keys and the shapes of the adapters that they take.
+        self._programs: collections.OrderedDict[tuple, Any] = collections.OrderedDict()
         # One program is compiled at a time, while those that are there may be used.
         self._compiling, self._changing = threading.Lock(), threading.Lock()
         # Of each prompt that is still there: log-probabilities of its label sets.
@@ -133,9 +135,10 @@ class Engine:
         names = self.store.names() if names is None else names
         label_sets = [self.store.get(name).encoding.labels for name in names]
         shapes = {labels and prepared_rows.label_shape(labels) for labels in label_sets}
+        held = self._held()
         for shape in shapes:
             for key in self._keys(min(longest, self._longest), shape):
-                self._program(*key)
+                self._program(key, held)
 
     def prepare(self, row: Mapping[str, Any]) -> Request:
         """Checks and encodes a row.
@@ -166,14 +169,17 @@ class Engine:
         A server calls this from another thread than `run`, which then keeps nobody
         waiting for a compiler because of somebody's unusual labels or length.
         """
-        for key in self._missing(requests):
-            self._program(*key)
+        held = self._held()
+        for key in self._missing(requests, held):
+            self._program(key, held)
 
     def is_compiled_for(self, requests: Sequence[Request]) -> bool:
         """Whether `compile_for` has nothing to do."""
-        return next(self._missing(requests), None) is None
+        return next(self._missing(requests, self._held()), None) is None
 
-    def _missing(self, requests: Sequence[Request]) -> Iterator[ProgramKey]:
+    def _missing(
+        self, requests: Sequence[Request], held: Adapters | None
+    ) -> Iterator[ProgramKey]:
         longest: dict[LabelShape | None, int] = {}
         for request in requests:
             silent = self._longest_silent(request) if request.calibrate else 0
@@ -182,7 +188,7 @@ class Engine:
                 longest[item.label_shape] = max(before, silent, len(item.ids))
         for shape, length in longest.items():
             for key in self._keys(length, shape):
-                if key not in self._programs:
+                if (*key, held.shapes if held else "") not in self._programs:
                     yield key
 
     def _keys(self, length: int, shape: LabelShape | None) -> Iterator[ProgramKey]:
@@ -281,8 +287,11 @@ class Engine:
     ) -> Array:
         """Starts the program of a batch: [B, C] or [B, S], to be waited for."""
         size = buckets.fitting(len(items), self._sizes)
-        program = self._program(size, length, shape)
+        prompts = [item.prompt for item in items]
+        held = self._held(prompts)
+        program = self._program((size, length, shape), held)
         tokens = np.zeros((size, length), np.int32)
+        places = np.full((size, length), -1, np.int32)
         argument = np.uint32(batch)
         if shape is not None:
             table = np.zeros((size, *shape), np.int32)
@@ -292,42 +301,62 @@ class Engine:
             argument = self._spread(table)
         arrays = {item.prompt: item.prompt.array for item in items}
         with self.store.table.lease(arrays) as lease:
-            for row, item in zip(tokens, items):
-                place = lease.rows[item.prompt] + self._vocab_size
+            for row, place, item in zip(tokens, places, items):
                 ids = item.ids
+                virtual = ids < 0
                 row[: len(ids)] = ids
-                row[: len(ids)][ids < 0] = place[-1 - ids[ids < 0]]
-            params = self.store.params(lease.array)
-            return program(params, self._spread(tokens), argument)
+                place[: len(ids)][virtual] = -1 - ids[virtual]
+                own = lease.rows[item.prompt] + self._vocab_size
+                row[: len(ids)][virtual] = own[-1 - ids[virtual]]
+            where = held and adapter_bank.where(held, prompts, places)
+            params = self._params(lease.array, held)
+            return program(
+                params,
+                self._spread(tokens),
+                argument,
+                jax.tree.map(self._spread, where),
+            )
 
-    def _program(self, size: int, length: int, shape: LabelShape | None) -> Any:
-        key: ProgramKey = (size, length, shape)
-        if (found := self._used(key)) is not None:
+    def _held(self, prompts: Sequence[StoredPrompt] = ()) -> Adapters | None:
+        """The adapters of the store's prompts, and of these: some may be removed."""
+        return self._adapters.of(list(dict.fromkeys([*self.store.prompts(), *prompts])))
+
+    def _params(self, table: Any, held: Adapters | None) -> Params:
+        params = self.store.params(table)
+        return params if held is None else {**params, COLLECTION: held.slots}
+
+    def _program(self, key: ProgramKey, held: Adapters | None) -> Any:
+        with_held = (*key, held.shapes if held else "")
+        if (found := self._used(with_held)) is not None:
             return found
         with self._compiling:
-            if (found := self._used(key)) is not None:
+            if (found := self._used(with_held)) is not None:
                 return found
-            found = self._compile(*key)
+            found = self._compile(*key, held)
             with self._changing:
-                self._programs[key] = found
+                self._programs[with_held] = found
                 if len(self._programs) > MOST_PROGRAMS:
                     self._programs.popitem(last=False)
         return found
 
-    def _used(self, key: ProgramKey) -> Any:
+    def _used(self, key: tuple) -> Any:
         """A program that is there, which now is the one used last."""
         with self._changing:
             if key in self._programs:
                 self._programs.move_to_end(key)
             return self._programs.get(key)
 
-    def _compile(self, size: int, length: int, shape: LabelShape | None) -> Any:
-        params = self.store.params(self.store.table.shape)
-        tokens = self._spread(np.zeros((size, length), np.int32))
+    def _compile(
+        self, size: int, length: int, shape: LabelShape | None, held: Adapters | None
+    ) -> Any:
+        params = self._params(self.store.table.shape, held)
+        ids = np.zeros((size, length), np.int32)
+        where = held and jax.tree.map(self._spread, adapter_bank.where(held, (), ids))
+        tokens = self._spread(ids)
         if shape is None:
-            return self._decode.lower(params, tokens, np.uint32(0)).compile()
+            return self._decode.lower(params, tokens, np.uint32(0), where).compile()
         table = self._spread(np.zeros((size, *shape), np.int32))
-        return self._rank.lower(params, tokens, table).compile()
+        return self._rank.lower(params, tokens, table, where).compile()
 
     def _spread(self, rows: np.ndarray) -> Any:
         return rows if self._mesh is None else sharding.spread_rows(rows, self._mesh)

@@ -13,22 +13,27 @@ import os
 import pathlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+import jax
 import numpy as np
 
 from prompt_tuning import files, report
-from prompt_tuning.checkpoints import cards, prompt_file, prompt_formats
+from prompt_tuning.checkpoints import adapter_file, cards, prompt_file, prompt_formats
 from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.data import vocabularies
 from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference.encoding import Encoding, vocabulary_of
 from prompt_tuning.inference.table import PromptTable
+from prompt_tuning.network.adapters import Slot
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import Transformer
 from prompt_tuning.types import Params
 
+# What a run's folder may hold.
+RUN_FILES = (prompt_file.FILE, adapter_file.FILE)
 CAPACITY = 65_536
 # The leaf of the network's parameters that the table is.
 LEAF = "store"
@@ -43,12 +48,14 @@ class StoredPrompt:
       array: ``[P, H]`` float32; P is 0 for a prompt that is all words.
       card: see `prompt_file`.
       encoding: how its rows become token ids.
+      slots: what it puts into the model's layers, by site.
     """
 
     name: str
     array: np.ndarray
     card: Mapping[str, Any]
     encoding: Encoding
+    slots: Mapping[str, Slot] = dataclasses.field(default_factory=dict)
 
 
 class PromptStore:
@@ -102,13 +109,14 @@ class PromptStore:
         array: np.ndarray,
         card: Mapping[str, Any],
         vocabulary: Vocabulary | None = None,
+        slots: Mapping[str, Slot] = MappingProxyType({}),
     ) -> StoredPrompt:
         """Adds a prompt: `put` of what `make` makes of the same arguments.
 
         Raises:
           UserError: see these.
         """
-        return self.put(self.make(name, array, card, vocabulary))
+        return self.put(self.make(name, array, card, vocabulary, slots))
 
     def make(
         self,
@@ -116,6 +124,7 @@ class PromptStore:
         array: np.ndarray,
         card: Mapping[str, Any],
         vocabulary: Vocabulary | None = None,
+        slots: Mapping[str, Slot] = MappingProxyType({}),
     ) -> StoredPrompt:
         """A prompt that fits, which is not yet added.
 
@@ -125,6 +134,7 @@ class PromptStore:
           card: see `prompt_file`.
           vocabulary: the vocabulary of its rows, whose sameness with that of the card is
             known; by default as `encoding.vocabulary_of` finds it.
+          slots: what it puts into the model's layers (see `adapter_file`).
 
         Raises:
           UserError: it does not fit the model, the store or its own card.
@@ -135,9 +145,10 @@ class PromptStore:
             {**card, **facts},
             self._base.fingerprint,
             self.width,
-            # A prompt without positions was tuned on nothing.
-            force=self._force or length == 0,
+            # A prompt without positions was tuned on nothing, unless it has slots.
+            force=self._force or (length == 0 and not slots),
         )
+        adapter_file.check_fits(slots, self._base.params)
         if length > self.capacity:
             raise UserError(
                 f"the prompt has {length} positions, the store {self.capacity}: give "
@@ -151,7 +162,7 @@ class PromptStore:
         )
         array = np.array(array, np.float32)
         array.flags.writeable = False
-        return StoredPrompt(name, array, dict(card), encoding)
+        return StoredPrompt(name, array, dict(card), encoding, dict(slots))
 
     def put(self, prompt: StoredPrompt) -> StoredPrompt:
         """Adds a prompt that `make` made, from when on rows may name it.
@@ -201,18 +212,22 @@ class PromptStore:
         """Adds the prompt of a file or folder of any format.
 
         Args:
-          path: see `prompt_formats.load`; a run's folder is its ``prompt.safetensors``.
+          path: an adapter file, or see `prompt_formats.load`; a run's folder is its
+            ``prompt.safetensors`` or ``adapter.safetensors``.
           name: what to call it; by default as `name_of` does.
 
         Raises:
           UserError: there is no prompt, or it is refused; the message names the path.
         """
         path = pathlib.Path(path)
-        if (path / prompt_file.FILE).is_file():
-            path = path / prompt_file.FILE
-        array, card = prompt_formats.load(path)
+        for file in RUN_FILES:
+            if (path / file).is_file():
+                path = path / file
+                break
+        saved = prompt_formats.load_with_slots(path)
+        name = name_of(path) if name is None else name
         try:
-            return self.add(name_of(path) if name is None else name, array, card)
+            return self.add(name, saved.array, saved.card, slots=saved.slots)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
@@ -305,7 +320,8 @@ class PromptStore:
         prompts = sorted(self.prompts(), key=lambda prompt: prompt.name)
         digest = hashlib.sha256()
         for prompt in prompts:
-            numbers = cards.checksum(prompt.array)
+            numbers = [cards.checksum(prompt.array)]
+            numbers += [cards.checksum(x) for x in jax.tree.leaves(prompt.slots)]
             text = json.dumps([prompt.name, numbers, prompt.card], sort_keys=True)
             digest.update(text.encode())
         return digest.hexdigest()
@@ -338,7 +354,7 @@ def name_of(path: files.Path) -> str:
     ('boolq', 'first')
     """
     path = pathlib.Path(os.path.abspath(path))
-    if path.name == prompt_file.FILE:
+    if path.name in RUN_FILES:
         return path.parent.name
     known = path.suffix in (".safetensors", ".npy")
     return path.stem if known else path.name

@@ -256,7 +256,7 @@ def tune(
     facts = loaded.facts | {k: results[k] for k in ("changes",) if k in results}
     tuned = {
         own: TunedPrompt(name if own == member_specs.PROMPT else own, array, card)
-        for own, (array, card) in runs.prompts(loaded, found, facts).items()
+        for own, (array, card, _) in runs.saved(loaded, found, facts).items()
     }
     ranked = [row["name"] for row in results["members"] if row["name"] in tuned]
     return Run(

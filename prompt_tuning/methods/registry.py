@@ -1,40 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which parameters a tuning method moves: ordered path rules, as data.
+"""All methods by name, and the parting of parameters that each of them asks for.
 
-The labels of these rules are the only place that decides what is differentiated, what
-the optimizer sees, what is saved and what stays in full precision.
+The labels of a method's rules are the only place that decides what of the network's own
+parameters is differentiated, what the optimizer sees, what is saved and what stays in
+full precision.
 """
 
-from prompt_tuning import dtypes, trees
+import importlib
+import pkgutil
+
+from prompt_tuning import dtypes, methods, trees
 from prompt_tuning.errors import UserError
+from prompt_tuning.methods.method import FROZEN, METHODS, TUNED, Method
 from prompt_tuning.types import Params
 
-TUNED, FROZEN = "tuned", "frozen"
-
-RULES: dict[str, trees.Rules] = {
-    # Lester et al. (2021): only the soft prompts move.
-    "prompt_tuning": ((r"prompts/.*", TUNED), (r".*", FROZEN)),
-    # The baseline that moves everything, also called fine-tuning.
-    "model_tuning": ((r".*", TUNED),),
-}
+for _module in pkgutil.iter_modules(methods.__path__):
+    if _module.name != "registry":
+        importlib.import_module(f"{methods.__name__}.{_module.name}")
 
 
-def rules_of(method: str) -> trees.Rules:
-    """The rules of a method by its name.
+def named(method: Method | str) -> Method:
+    """A method, or the one of this kind with its default options.
 
     Raises:
-      UserError: no method has this name.
+      UserError: no method is of this kind.
     """
-    if method not in RULES:
-        raise UserError(f"no method is called {method!r}; choose {', '.join(RULES)}")
-    return RULES[method]
+    if isinstance(method, Method):
+        return method
+    if method not in METHODS:
+        raise UserError(
+            f"no method is called {method!r}; choose {', '.join(sorted(METHODS))}"
+        )
+    return METHODS[method]()
 
 
-def weights_dtype(method: str, frozen_dtype: str) -> str:
+def rules_of(method: Method | str) -> trees.Rules:
+    """The rules of a method.
+
+    Raises:
+      UserError: no method is of this kind.
+    """
+    return named(method).rules
+
+
+def weights_dtype(method: Method | str, frozen_dtype: str) -> str:
     """What a method keeps the base model's weights in.
 
     Args:
-      method: a key of `RULES`.
+      method: it, or its kind.
       frozen_dtype: what is asked for frozen weights.
 
     Returns:
@@ -43,12 +56,13 @@ def weights_dtype(method: str, frozen_dtype: str) -> str:
     Raises:
       UserError: weights that are tuned are asked for in int8.
     """
-    if trees.first_match(rules_of(method), "token_embedder/embedding") == FROZEN:
+    method = named(method)
+    if trees.first_match(method.rules, "token_embedder/embedding") == FROZEN:
         return frozen_dtype
     if frozen_dtype == dtypes.INT8:
         raise UserError(
-            f"method {method!r} tunes the weights themselves, which int8 cannot hold; "
-            "set FROZEN_DTYPE to 'auto'"
+            f"method {method.kind!r} tunes the weights themselves, which int8 cannot "
+            "hold; set FROZEN_DTYPE to 'auto'"
         )
     return "float32"
 

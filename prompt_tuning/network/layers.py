@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.network import quantization, saved_activations
+from prompt_tuning.network import adapters, quantization, saved_activations
+from prompt_tuning.network.adapters import Where
 from prompt_tuning.types import Array, DType, Initializer
 
 # Added to the attention logits of masked pairs: finite, so that a row that may attend to
@@ -56,7 +57,7 @@ class Dense(nn.Module):
     """A linear map without bias: ``[..., in] -> [..., features]``.
 
     A ``kernel_scale`` beside the kernel multiplies the outputs: the kernel is an int8
-    one then (see `quantization`).
+    one then (see `quantization`). Input and output are sites of `adapters`.
 
     Attributes:
       features: width of the output.
@@ -71,7 +72,8 @@ class Dense(nn.Module):
     kernel_init: Initializer = mlp_kernel_init
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, where: Where | None = None) -> Array:
+        x = adapters.at(self, adapters.INPUT, x, where)
         kernel = self.param(
             "kernel",
             nn.with_logical_partitioning(self.kernel_init, self.axes),
@@ -86,7 +88,8 @@ class Dense(nn.Module):
         if self.has_variable("params", quantization.SCALE):
             scale = self.get_variable("params", quantization.SCALE)
             y = (y.astype(jnp.float32) * scale).astype(self.dtype)
-        return y.reshape(*x.shape[:-1], self.features)
+        y = y.reshape(*x.shape[:-1], self.features)
+        return adapters.at(self, adapters.OUTPUT, y, where, x)
 
 
 class RMSNorm(nn.Module):
@@ -127,14 +130,16 @@ class MLP(nn.Module):
     dtype: DType
 
     @nn.compact
-    def __call__(self, x: Array, *, deterministic: bool) -> Array:  # [B, T, H] -> same
+    def __call__(
+        self, x: Array, where: Where | None = None, *, deterministic: bool
+    ) -> Array:  # [B, T, H] -> same
         width = x.shape[-1]
         functions = [activation(name) for name in self.activations]
         units = []
         for index in range(len(functions)):
             leaf = "wi" if len(functions) == 1 else f"wi_{index}"
             units.append(
-                Dense(self.mlp_dim, ("embed", "mlp"), self.dtype, name=leaf)(x)
+                Dense(self.mlp_dim, ("embed", "mlp"), self.dtype, name=leaf)(x, where)
             )
 
         @saved_activations.recomputed
@@ -147,7 +152,7 @@ class MLP(nn.Module):
             y, deterministic=deterministic
         )
         y = nn.with_logical_constraint(y, ("batch", "length", "mlp"))
-        return Dense(width, ("mlp", "embed"), self.dtype, name="wo")(y)
+        return Dense(width, ("mlp", "embed"), self.dtype, name="wo")(y, where)
 
 
 def activation(name: str) -> Callable[[Array], Array]:
@@ -177,6 +182,7 @@ class Attention(nn.Module):
       head_dim: width D of a head.
       dropout_rate: of the attention weights.
       dtype: dtype of the computation; the softmax is float32.
+      over_encoder: whether its keys are encoder positions, where prompts may stand.
       fused: an implementation of `jax.nn.dot_product_attention` ('cudnn', 'xla') to
         use where there is no cache; None computes the products here.
     """
@@ -185,6 +191,7 @@ class Attention(nn.Module):
     head_dim: int
     dropout_rate: float
     dtype: DType
+    over_encoder: bool = True
     fused: Literal["cudnn", "xla"] | None = None
 
     @nn.compact
@@ -192,6 +199,7 @@ class Attention(nn.Module):
         self,
         x: Array,  # [B, Q, H]
         memory: Array | None = None,  # [B, K, H]; None attends to x itself
+        where: Where | None = None,
         *,
         mask: Array | None = None,  # [B, 1, Q, K]
         bias: Array | None = None,  # [1, N, Q, K]
@@ -200,11 +208,17 @@ class Attention(nn.Module):
     ) -> Array:  # [B, Q, H]
         width = x.shape[-1]
         joined = self.num_heads * self.head_dim
+        # Keys of the decoder's own positions stand at no prompt.
+        sites = {}
+        if self.over_encoder:
+            sites = {"key": adapters.KEYS, "value": adapters.VALUES}
 
         def project(name: str, inputs: Array, init: Initializer) -> Array:
             y = Dense(joined, ("embed", "joined_kv"), self.dtype, init, name=name)(
-                inputs
+                inputs, where
             )
+            if name in sites:
+                y = adapters.at(self, sites[name], y, where)
             y = y.reshape(*y.shape[:-1], self.num_heads, self.head_dim)
             return nn.with_logical_constraint(y, ("batch", "length", "heads", "kv"))
 
@@ -251,7 +265,7 @@ class Attention(nn.Module):
         y = y.reshape(*y.shape[:-2], joined)
         return Dense(
             width, ("joined_kv", "embed"), self.dtype, attention_kernel_init, name="out"
-        )(y)
+        )(y, where)
 
     def _check_fused(self, queries: int, keys: int, deterministic: bool) -> None:
         """Refuses what the fused kernel cannot compute.

@@ -10,13 +10,26 @@ import jax.numpy as jnp
 
 from prompt_tuning import decoding
 from prompt_tuning.devices import sharding
-from prompt_tuning.network import losses
+from prompt_tuning.network import adapters, losses
+from prompt_tuning.network.adapters import Where
 from prompt_tuning.network.transformer import Transformer
 from prompt_tuning.types import Array, Batch, Params, PyTree
 
 # Where chunks of logits begin to be worth their second computation (see
 # benchmarks/loss_chunk.py).
 LOGIT_BYTES = 2**27
+
+
+def variables(params: Params) -> dict[str, Params]:
+    """The network's collections: parameters, and what methods put into its layers.
+
+    Args:
+      params: nested; ``adapters`` is what `adapters.join` gives.
+    """
+    own = {k: v for k, v in params.items() if k != adapters.COLLECTION}
+    if len(own) == len(params):
+        return {"params": own}
+    return {"params": own, adapters.COLLECTION: params[adapters.COLLECTION]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +39,7 @@ class Model:
     A batch holds ``encoder_input_tokens`` [B, T], ``decoder_input_tokens`` [B, S],
     ``decoder_target_tokens`` [B, S], ``decoder_loss_weights`` [B, S] and, when packed,
     ``encoder_segment_ids`` [B, T] and ``decoder_segment_ids`` [B, S]. Where its rows
-    belong to several of the network's E prompts it also holds ``prompt_index`` [B] and
+    belong to several of E members it also holds ``prompt_index`` [B] and
     ``targets_length`` [B] (see `losses.total`).
 
     Attributes:
@@ -34,6 +47,8 @@ class Model:
       z_loss: weight of the z-loss.
       label_smoothing: probability taken off the target.
       loss_normalizing_factor: see `losses.weights_and_divisor`.
+      members: of a batch that several share, their names in the order of their numbers;
+        by default the prompts'.
       max_logit_bytes: the most logits that loss and scores hold at a time on a device,
         if one position of all rows is no more than that.
     """
@@ -42,7 +57,13 @@ class Model:
     z_loss: float = 1e-4
     label_smoothing: float = 0.0
     loss_normalizing_factor: str | float | None = None
+    members: tuple[str, ...] = ()
     max_logit_bytes: int = LOGIT_BYTES
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """The names of all who may own a row of a batch."""
+        return self.members or tuple(prompt.name for prompt in self.network.prompts)
 
     def init(self, key: Array) -> Params:
         """Random parameters, float32, without partitioning metadata."""
@@ -63,23 +84,25 @@ class Model:
     ) -> Array:  # [B, S, V]
         """Teacher-forced logits; dropout is on where an rng is given."""
         _, hidden = self.states(params, batch, dropout_rng)
-        return self.network.apply({"params": params}, hidden, method="logits")
+        return self.network.apply(variables(params), hidden, method="logits")
 
     def states(
         self, params: Params, batch: Batch, dropout_rng: Array | None = None
     ) -> tuple[Array, Array]:  # [B, T, H] and [B, S, H]
         """What the encoder gives, and what the output layer takes."""
+        tokens = batch["encoder_input_tokens"]
+        positions = tokens - self.network.config.vocab_size
         kwargs = {
             "encoder_segment_ids": batch.get("encoder_segment_ids"),
             "enable_dropout": dropout_rng is not None,
             "rngs": {} if dropout_rng is None else {"dropout": dropout_rng},
+            "where": Where(positions, batch.get("prompt_index")),
         }
-        tokens = batch["encoder_input_tokens"]
         encoded = self.network.apply(
-            {"params": params}, tokens, method="encode", **kwargs
+            variables(params), tokens, method="encode", **kwargs
         )
         hidden = self.network.apply(
-            {"params": params},
+            variables(params),
             encoded,
             tokens,
             batch["decoder_input_tokens"],
@@ -101,7 +124,7 @@ class Model:
         """A function of logits [B, s, V] and targets [B, s], for all targets [B, S]."""
 
         def of_hidden(hidden: Array, targets: Array) -> PyTree:
-            logits = self.network.apply({"params": params}, hidden, method="logits")
+            logits = self.network.apply(variables(params), hidden, method="logits")
             return of_logits(logits, targets)
 
         # While a program for several devices is traced, shapes are those of all.
@@ -159,7 +182,7 @@ class Model:
         token_loss, token_z_loss, correct = self._over_targets(
             of_logits, params, batch, hidden
         )
-        num_prompts = len(self.network.prompts)
+        num_prompts = len(self.owners)
         total = lambda values: losses.total(values, batch, num_prompts)
         weights, own_divisor = losses.weights_and_divisor(
             batch, self.loss_normalizing_factor, num_prompts
@@ -187,6 +210,7 @@ class Model:
         params: Params,
         encoder_input_tokens: Array,  # [B, T]
         label_tokens: Array,  # [C, S] or [B, C, S], padded with 0
+        where: Where | None = None,
     ) -> Array:  # [B, C]
         """Log-likelihood of every label for every row, encoding each row once.
 
@@ -196,10 +220,15 @@ class Model:
           label_tokens: the labels, the same for all rows or each row's own. A label of
             padding only is none: it fills up the label set of a row that has fewer than
             its neighbours, and scores minus infinity.
+          where: whose the rows are; one owner's by default.
         """
-        variables = {"params": params}
+        state = variables(params)
         encoded = self.network.apply(
-            variables, encoder_input_tokens, enable_dropout=False, method="encode"
+            state,
+            encoder_input_tokens,
+            enable_dropout=False,
+            where=where,
+            method="encode",
         )
         rows = encoder_input_tokens.shape[0]
 
@@ -207,12 +236,13 @@ class Model:
             targets = jnp.broadcast_to(label, (rows, label.shape[-1]))
             inputs = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
             logits = self.network.apply(
-                variables,
+                state,
                 encoded,
                 encoder_input_tokens,
                 inputs,
                 targets,
                 enable_dropout=False,
+                where=where,
                 method="decode",
             )
             loss, _ = losses.cross_entropy(logits, targets)
@@ -231,6 +261,7 @@ class Model:
         rng: Array | None = None,
         decoder_prefix: Array | None = None,  # [B, Q]
         constraint: decoding.Constraint | None = None,
+        where: Where | None = None,
     ) -> tuple[Array, Array]:  # [B, K, S] int32, [B, K]
         """Decodes every row; the best of its K decodes is the last.
 
@@ -244,6 +275,7 @@ class Model:
           rng: key for sampling.
           decoder_prefix: tokens that the decodes begin with, padded with 0.
           constraint: the labels that rows may write; see `decoding.LabelTrie.rows`.
+          where: whose the rows are; one owner's by default.
 
         Returns:
           The tokens, 0 after the end token, and their scores.
@@ -251,28 +283,31 @@ class Model:
         batch, count = encoder_input_tokens.shape[0], strategy.num_decodes
         forced = decoding.forced_tokens(decoder_prefix, batch, strategy, constraint)
         encoded = self.network.apply(
-            {"params": params},
+            variables(params),
             encoder_input_tokens,
             enable_dropout=False,
+            where=where,
             method="encode",
         )
         _, empty = self.network.apply(
-            {"params": params},
+            variables(params),
             encoded,
             encoder_input_tokens,
             jnp.zeros_like(forced),
             jnp.zeros_like(forced),
             enable_dropout=False,
             decode=True,
+            where=where,
             mutable=["cache", "memory"],
             method="decode",
         )
         empty = decoding.repeat_rows(empty, count)
         inputs = jnp.repeat(encoder_input_tokens, count, axis=0)
+        each = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), where)
 
         def tokens_to_logits(ids: Array, cache: PyTree) -> tuple[Array, PyTree]:
             logits, changed = self.network.apply(
-                {"params": params, "memory": empty["memory"], "cache": cache},
+                {**variables(params), "memory": empty["memory"], "cache": cache},
                 encoded,  # Says that there is cross-attention; `memory` replaces it.
                 inputs,
                 ids,
@@ -280,6 +315,7 @@ class Model:
                 enable_dropout=False,
                 decode=True,
                 max_decode_length=strategy.max_decode_len,
+                where=each,
                 mutable=["cache"],
                 method="decode",
             )

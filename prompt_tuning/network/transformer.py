@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.network import layers, saved_activations
+from prompt_tuning.network import adapters, layers, saved_activations
+from prompt_tuning.network.adapters import Where
 from prompt_tuning.network.prompts import Prompt, PromptBank
 from prompt_tuning.types import Array
 
@@ -95,14 +96,18 @@ class Block(nn.Module):
         bias: Array,  # [1, N, T, T]
         memory: Array | None = None,  # [B, M, H], the encoder's output
         memory_mask: Array | None = None,  # [B, 1, T, M]
+        where: Where | None = None,
     ) -> tuple[Array, None]:
         cfg = self.config
+        if not self.has_memory:
+            x = adapters.at(self, adapters.HIDDEN, x, where)
         norm = lambda name: layers.RMSNorm(cfg.dtype, name=name)
         attention = lambda name: layers.Attention(
             cfg.num_heads,
             cfg.head_dim,
             cfg.dropout_rate,
             cfg.dtype,
+            name != "self_attention",
             "cudnn" if cfg.attention == "cudnn" and not self.has_memory else None,
             name=name,
         )
@@ -113,17 +118,17 @@ class Block(nn.Module):
 
         own = "self_attention" if self.has_memory else "attention"
         y = norm(f"pre_{own}_layer_norm")(x)
-        x = x + dropout(attention(own)(y, mask=mask, bias=bias, **kwargs))
+        x = x + dropout(attention(own)(y, None, where, mask=mask, bias=bias, **kwargs))
         if self.has_memory:
             y = norm("pre_cross_attention_layer_norm")(x)
             y = attention("encoder_decoder_attention")(
-                y, memory, mask=memory_mask, **kwargs
+                y, memory, where, mask=memory_mask, **kwargs
             )
             x = x + dropout(y)
         y = norm("pre_mlp_layer_norm")(x)
         y = layers.MLP(
             cfg.mlp_dim, cfg.mlp_activations, cfg.dropout_rate, cfg.dtype, name="mlp"
-        )(y, deterministic=self.deterministic)
+        )(y, where, deterministic=self.deterministic)
         x = x + dropout(y)
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), None
 
@@ -148,6 +153,7 @@ class Stack(nn.Module):
         mask: Array | None,
         memory: Array | None = None,
         memory_mask: Array | None = None,
+        where: Where | None = None,
         *,
         deterministic: bool = True,
         decode: bool = False,
@@ -172,7 +178,12 @@ class Stack(nn.Module):
         length = cfg.num_decoder_layers if self.is_decoder else cfg.num_encoder_layers
         x, _ = nn.scan(
             block,
-            variable_axes={"params": 0, "cache": 0, "memory": 0},
+            variable_axes={
+                "params": 0,
+                "cache": 0,
+                "memory": 0,
+                adapters.COLLECTION: 0,
+            },
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
             length=length,
@@ -180,7 +191,7 @@ class Stack(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(
             cfg, self.is_decoder, deterministic, decode, name="layers"
-        )(x, mask, bias, memory, memory_mask)
+        )(x, mask, bias, memory, memory_mask, where)
         if self.is_decoder:
             y = layers.RMSNorm(cfg.dtype, name="decoder_norm")(x)
             return nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(
@@ -246,18 +257,29 @@ class Transformer(nn.Module):
         virtual = self.prompt_bank() if self.prompts else None
         return self.token_embedder(ids.astype(jnp.int32), virtual, self.config.dtype)
 
+    def _where(self, ids: Array, where: Where | None) -> Where | None:
+        """Where prompts stand; None where no layer holds anything of a method."""
+        if adapters.COLLECTION not in self.variables:
+            return None
+        positions = ids.astype(jnp.int32) - self.config.vocab_size
+        return Where(positions, None) if where is None else where
+
     def encode(
         self,
         encoder_input_tokens: Array,  # [B, T]
         encoder_segment_ids: Array | None = None,  # [B, T]
         enable_dropout: bool = True,
+        where: Where | None = None,
     ) -> Array:  # [B, T, H]
-        """Runs the encoder; id 0 is padding."""
+        """Runs the encoder; id 0 is padding. Without ``where`` its rows have one owner."""
         mask = layers.padding_mask(encoder_input_tokens, encoder_input_tokens)
         if encoder_segment_ids is not None:
             mask &= layers.segment_mask(encoder_segment_ids, encoder_segment_ids)
         return self.encoder(
-            self._embed(encoder_input_tokens), mask, deterministic=not enable_dropout
+            self._embed(encoder_input_tokens),
+            mask,
+            where=self._where(encoder_input_tokens, where),
+            deterministic=not enable_dropout,
         )
 
     def decode(
@@ -273,6 +295,7 @@ class Transformer(nn.Module):
         decode: bool = False,
         max_decode_length: int | None = None,
         logits: bool = True,
+        where: Where | None = None,
     ) -> Array:  # [B, S, V] float32
         """Runs the decoder; with ``decode`` one token at a time (see `Attention`).
 
@@ -305,6 +328,7 @@ class Transformer(nn.Module):
             mask,
             encoded,
             memory_mask,
+            self._where(encoder_input_tokens, where),
             deterministic=not enable_dropout,
             decode=decode,
             max_decode_length=max_decode_length,
@@ -330,11 +354,15 @@ class Transformer(nn.Module):
         enable_dropout: bool = True,
         decode: bool = False,
         logits: bool = True,
+        where: Where | None = None,
     ) -> Array:  # [B, S, V] float32
         """Teacher-forced logits, or the hidden states before them (see `decode`)."""
         del encoder_positions
         encoded = self.encode(
-            encoder_input_tokens, encoder_segment_ids, enable_dropout=enable_dropout
+            encoder_input_tokens,
+            encoder_segment_ids,
+            enable_dropout=enable_dropout,
+            where=where,
         )
         return self.decode(
             encoded,
@@ -347,4 +375,5 @@ class Transformer(nn.Module):
             enable_dropout=enable_dropout,
             decode=decode,
             logits=logits,
+            where=where,
         )

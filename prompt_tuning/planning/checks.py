@@ -77,7 +77,7 @@ def nearest_that_fits(work: Workload, topology: Topology) -> str:
         return f"set NUM_PARTITIONS to {choice.num_partitions}"
     ways = []
     smaller = dataclasses.replace(work, frozen_dtype=dtypes.INT8)
-    if work.method != "model_tuning" and work.frozen_dtype != dtypes.INT8:
+    if work.method.result != "model" and work.frozen_dtype != dtypes.INT8:
         choice = least_partitions(smaller, topology)
         if choice is not None:
             parts = choice.num_partitions

@@ -34,7 +34,7 @@ def count(work: Workload) -> dict[str, int]:
     pairs += runs * cfg.num_decoder_layers * decoder * (decoder + encoder)
     each, passes = 2, 1
     if work.step == TRAIN:
-        each, passes = 6 if work.method == "model_tuning" else 4, 3
+        each, passes = 6 if work.method.result == "model" else 4, 3
     weights = each * tokens * work.batch_size
     attention = passes * 4 * pairs * joined * work.batch_size
     return {"weights": weights, "attention": attention, "total": weights + attention}

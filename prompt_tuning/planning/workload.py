@@ -7,7 +7,7 @@ are placed as these place them, so that what a compiler says of one holds for th
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +19,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from prompt_tuning import decoding, dtypes, trees
 from prompt_tuning.devices import sharding
 from prompt_tuning.methods import registry
+from prompt_tuning.methods.method import Method, Start, assemble
+from prompt_tuning.methods.prompt_tuning import PromptTuning
 from prompt_tuning.network import quantization
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
@@ -42,7 +44,7 @@ class Workload:
       inputs: text tokens of the encoder.
       targets: tokens of the decoder.
       optimizer: moves the tuned leaves; inference has no use for it.
-      method: a key of `registry.RULES`.
+      method: what moves.
       prompt_length: virtual tokens, added to ``inputs``; 0 for methods without.
       frozen_dtype: what frozen weights are kept in. With 'int8' kernels the leaves
         that are not quantised are kept in the activations' dtype.
@@ -59,7 +61,7 @@ class Workload:
     inputs: int
     targets: int
     optimizer: optax.GradientTransformation
-    method: str = "prompt_tuning"
+    method: Method = dataclasses.field(default_factory=PromptTuning)
     prompt_length: int = 100
     frozen_dtype: str = "bfloat16"
     num_partitions: int = 1
@@ -80,7 +82,12 @@ class Workload:
     def program(self) -> Callable[..., Any]:
         """The pure function that is compiled, of the `abstract_arguments`."""
         if self.step == TRAIN:
-            return make_train_step(self.model, _optimizer(self), self.num_microbatches)
+            return make_train_step(
+                self.model,
+                _optimizer(self),
+                self.num_microbatches,
+                self._assemble,
+            )
         if self.step == RANK:
             return lambda tuned, frozen, batch: self.model.rank(
                 trees.merge(tuned, frozen), **batch
@@ -89,6 +96,11 @@ class Workload:
         return lambda tuned, frozen, batch: self.model.predict(
             trees.merge(tuned, frozen), strategy=strategy, **batch
         )
+
+    def _assemble(self, tuned: Mapping[str, Params], frozen: Params) -> Params:
+        part = self.method.materialize(tuned[MEMBER], frozen)
+        bank = self.model.network.prompts
+        return trees.merge(assemble({MEMBER: part}, [MEMBER], bank), frozen)
 
     @property
     def donated(self) -> tuple[int, ...]:
@@ -148,7 +160,8 @@ def abstract_params(work: Workload) -> Params:
     if dtype == dtypes.INT8:
         boxed = quantization.quantize_abstract(boxed)
         dtype = work.config.dtype
-    tuned = registry.RULES[work.method] if work.step == TRAIN else _PROMPTS
+    # Inference moves nothing, but prompts stay float32 beside the weights.
+    tuned = work.method.rules if work.step == TRAIN else PromptTuning.rules
 
     def kept(name: str, box: Any) -> Any:
         leaf = box.value
@@ -167,9 +180,6 @@ def _optimizer(work: Workload) -> optax.GradientTransformation:
 # A search for the largest batch asks for them again and again.
 _boxed = functools.lru_cache(maxsize=16)(Model.abstract_params)
 
-# Inference moves nothing, but prompts stay float32 beside the weights.
-_PROMPTS = registry.RULES["prompt_tuning"]
-
 
 def param_shardings(work: Workload, mesh: Mesh | AbstractMesh) -> Params:
     """Where every parameter lies (see `sharding.param_shardings`)."""
@@ -186,7 +196,7 @@ def abstract_arguments(
       mesh they are placed as a run places them.
     """
     params = nn.meta.unbox(abstract_params(work))
-    rules = registry.RULES[work.method] if work.step == TRAIN else _PROMPTS
+    rules = work.method.rules if work.step == TRAIN else PromptTuning.rules
     label_tree = trees.labels(params, rules)
     tuned = trees.select(params, label_tree, registry.TUNED)
     frozen = trees.select(params, label_tree, registry.FROZEN)
@@ -194,6 +204,12 @@ def abstract_arguments(
     state = tuned
     if work.step == TRAIN:
         key = jax.eval_shape(lambda: jax.random.key(0))
+        if work.method.result != "model":
+            width = work.config.emb_dim
+            rows = jax.ShapeDtypeStruct((work.prompt_length, width), jnp.float32)
+            start = Start(rows, params["token_embedder"]["embedding"], frozen)
+            leaves = jax.eval_shape(work.method.init, key, start)
+            tuned = work.method.place(MEMBER, leaves)
         create = lambda tuned, key: TrainState.create(tuned, _optimizer(work), key)
         state = jax.eval_shape(create, {MEMBER: tuned}, key)
     if mesh is None:
@@ -202,8 +218,8 @@ def abstract_arguments(
         leaf.shape, leaf.dtype, sharding=where
     )
     placed = trees.flatten(param_shardings(work, mesh))
-    by_name = lambda name, leaf: place(leaf, placed[name])
     whole = sharding.replicated(mesh)
+    by_name = lambda name, leaf: place(leaf, placed.get(name, whole))
     state = jax.tree.map(lambda leaf: place(leaf, whole), state)
     if work.step == TRAIN:
         own = trees.map_with_path(by_name, state.tuned[MEMBER])

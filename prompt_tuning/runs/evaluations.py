@@ -2,19 +2,21 @@
 """Prompts of files, or a model alone, on a split of a task."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from prompt_tuning import decoding, report, trees
 from prompt_tuning.checkpoints import prompt_file, prompt_formats
 from prompt_tuning.checkpoints.base_models import BaseModel
+from prompt_tuning.checkpoints.prompt_formats import Saved
 from prompt_tuning.data.label_sets import LabelSet, label_tokens
 from prompt_tuning.devices import sharding
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference import prompt_evaluation
 from prompt_tuning.inference.prompt_evaluation import Table
 from prompt_tuning.inference.store import PromptStore, name_of
+from prompt_tuning.network import adapters
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.transformer import Transformer
 from prompt_tuning.runs.task_data import TaskData
@@ -24,14 +26,7 @@ from prompt_tuning.tasks import features
 ALONE = "model"
 
 
-class SavedPrompt(NamedTuple):
-    """What a file holds: ``[P, H]``, P being 0 where there is no prompt, and its card."""
-
-    array: np.ndarray
-    card: Mapping[str, Any]
-
-
-def read(paths: Sequence[str], base: BaseModel, force: bool) -> dict[str, SavedPrompt]:
+def read(paths: Sequence[str], base: BaseModel, force: bool) -> dict[str, Saved]:
     """The prompts of files by name; one without positions where there are no files.
 
     Raises:
@@ -40,26 +35,26 @@ def read(paths: Sequence[str], base: BaseModel, force: bool) -> dict[str, SavedP
     """
     width = base.config.emb_dim
     if not paths:
-        return {ALONE: SavedPrompt(np.zeros((0, width), np.float32), {})}
-    found: dict[str, SavedPrompt] = {}
+        return {ALONE: Saved(np.zeros((0, width), np.float32), {})}
+    found: dict[str, Saved] = {}
     for path in paths:
-        array, card = prompt_formats.load(path)
-        for note in card.get("notes", ()):
+        saved = prompt_formats.load_with_slots(path)
+        for note in saved.card.get("notes", ()):
             report.say(note)
-        prompt_file.check_compatible(card, base.fingerprint, width, force=force)
+        prompt_file.check_compatible(saved.card, base.fingerprint, width, force=force)
         name = name_of(path)
         if name in found:
             raise UserError(
                 f"two of the prompts are called {name!r}, by their files or folders: "
                 "rename one"
             )
-        found[name] = SavedPrompt(array, card)
+        found[name] = saved
     return found
 
 
 def evaluate(
     base: BaseModel,
-    prompts: Mapping[str, SavedPrompt],
+    prompts: Mapping[str, Saved],
     tasks: Mapping[str, TaskData],
     split: str,
     *,
@@ -100,12 +95,12 @@ def evaluate(
             strategy=strategy,
             seed=seed,
         )
-        return Table({name: evaluator(_params(base, task, prompt.array))}, {})
+        return Table({name: evaluator(_params(base, task, prompt))}, {})
     store = PromptStore(
         base, max(1, sum(len(prompt.array) for prompt in prompts.values())), force=True
     )
     for name, prompt in prompts.items():
-        store.add(name, prompt.array, prompt.card, vocabulary)
+        store.add(name, prompt.array, prompt.card, vocabulary, prompt.slots)
     labels = task.labels and LabelSet(
         tuple(task.labels), label_tokens(task.labels, vocabulary)
     )
@@ -122,11 +117,14 @@ def evaluate(
     )
 
 
-def _params(base: BaseModel, task: TaskData, array: np.ndarray) -> Any:
-    """All parameters, the prompt's among them if there is one."""
-    if not task.prompts:
-        return base.params
-    prompts: Any = {"prompts": {task.prompts[0].name: array}}
+def _params(base: BaseModel, task: TaskData, saved: Saved) -> Any:
+    """All parameters, what is saved among them."""
+    own: dict[str, Any] = {}
+    if task.prompts:
+        own["prompts"] = {task.prompts[0].name: saved.array}
+    if saved.slots:
+        everywhere = [slice(0, len(saved.array))]
+        own[adapters.COLLECTION] = adapters.join({0: saved.slots}, 1, everywhere)
     if base.mesh is not None:
-        prompts = sharding.replicate(prompts, base.mesh)
-    return trees.merge(base.params, prompts)
+        own = sharding.replicate(own, base.mesh)
+    return trees.merge(base.params, own)

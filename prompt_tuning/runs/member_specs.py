@@ -11,16 +11,24 @@ from typing import Any
 
 import optax
 
-from prompt_tuning.checkpoints import prompt_file
+from prompt_tuning.checkpoints import adapter_file, prompt_file
 from prompt_tuning.errors import UserError
+from prompt_tuning.methods import registry
+from prompt_tuning.methods.method import Method
 from prompt_tuning.runs.identity import describe_init, describe_optimizer
 from prompt_tuning.runs.settings import Data, Settings, TaskSource
 from prompt_tuning.training import prompt_lists
 from prompt_tuning.training.prompt_starts import PromptInit
 
-# Names of a run's one member where nothing else names it.
-PROMPT, MODEL = "prompt", "model"
-MODEL_FOLDER = "model"
+# The name of every prompt where it is evaluated.
+PROMPT = "prompt"
+MODEL = MODEL_FOLDER = "model"
+# What a run of one member writes, by what that is.
+FILES = {
+    "prompt": prompt_file.FILE,
+    "adapter": adapter_file.FILE,
+    MODEL: MODEL_FOLDER,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +38,7 @@ class MemberSpec:
     Attributes:
       name: within the run.
       file: where its result goes, relative to MODEL_DIR.
+      method: how it is tuned.
       data: what it is tuned on.
       batch_size: its rows of a batch.
       prompt_length: positions of its prompt; 0 where it is the model.
@@ -42,6 +51,7 @@ class MemberSpec:
 
     name: str
     file: str
+    method: Method
     data: TaskSource
     batch_size: int
     prompt_length: int
@@ -60,6 +70,7 @@ OWN_VALUES: dict[str, tuple[type, ...]] = {
     "train_split": (str,),
     "eval_split": (str, type(None)),
     "batch_size": (int,),
+    "method": (str, Method),
     "prompt_length": (int,),
     "prompt_init": (str, type(None), type(lambda: None)),
     "placement": (str,),
@@ -73,15 +84,18 @@ def specs(settings: Settings) -> tuple[MemberSpec, ...]:
     """The members of a run.
 
     Raises:
-      UserError: see `prompt_lists.expand`; a value is of the wrong kind or out of range.
+      UserError: see `prompt_lists.expand`; a value is of the wrong kind or out of range;
+        a method cannot do what is asked of it.
     """
     tuning = settings.tuning
+    method = registry.named(tuning.method)
     common = MemberSpec(
-        name=PROMPT if tuning.prompt_length else MODEL,
-        file=prompt_file.FILE if tuning.prompt_length else MODEL_FOLDER,
+        name=method.result,
+        file=FILES[method.result],
+        method=method,
         data=settings.data,
         batch_size=settings.batch_size,
-        prompt_length=tuning.prompt_length,
+        prompt_length=tuning.prompt_length if method.has_prompt else 0,
         prompt_init=tuning.prompt_init,
         placement=tuning.placement,
         optimizer=tuning.optimizer,
@@ -89,16 +103,26 @@ def specs(settings: Settings) -> tuple[MemberSpec, ...]:
     )
     found = (common,)
     if settings.prompts is not None:
-        if not tuning.prompt_length:
+        if method.result == "model":
             raise UserError(
-                f"PROMPTS lists prompts, but {tuning.method} tunes none: leave PROMPTS "
-                "out or use a method file of prompt tuning"
+                f"PROMPTS lists prompts, but {method.kind} tunes the model: leave "
+                "PROMPTS out or use a method file of prompt tuning"
             )
         variants = prompt_lists.expand(settings.prompts, tuple(OWN_VALUES))
         found = tuple(_member(common, variant, settings) for variant in variants)
     for spec in found:
         if spec.batch_size < 1:
             raise UserError(f"BATCH_SIZE={spec.batch_size} must be 1 or more")
+        if spec.method.has_prompt and spec.prompt_length < 1:
+            raise UserError(
+                f"PROMPT_LENGTH={spec.prompt_length} must be 1 or more: "
+                f"{spec.method.kind} tunes a prompt"
+            )
+        if spec.prompt_length and spec.prompt_init and not spec.method.uses_rows:
+            raise UserError(
+                f"{spec.method.kind} has a start of its own: leave the file of prompts/ "
+                "out, or prompt_init"
+            )
     return found
 
 
@@ -114,6 +138,17 @@ def _member(
         values["optimizer"] = _optimizer_at(
             values.pop("learning_rate"), variant.name, settings
         )
+    if "method" in values:
+        method = registry.named(values["method"])
+        if method.result == "model":
+            raise UserError(
+                f"PROMPTS: {variant.name!r} is no prompt: {method.kind} tunes the model"
+            )
+        values["method"] = method
+        if not method.has_prompt:
+            values["prompt_length"] = 0
+        elif not common.prompt_length:
+            values.setdefault("prompt_length", settings.tuning.prompt_length)
     of_data = {key: values.pop(key) for key in _OF_DATA & values.keys()}
     data = common.data
     if of_data.get("mixture_or_task_name", data.mixture_or_task_name) != (
@@ -163,6 +198,7 @@ def identity(spec: MemberSpec, content: Mapping[str, str]) -> dict[str, Any]:
         "template": data.template,
         "pack": data.pack,
         "content": dict(content),
+        "method": spec.method.describe(),
         "batch_size": spec.batch_size,
         "prompt_length": spec.prompt_length,
         "prompt_init": describe_init(spec.prompt_init) if spec.prompt_length else None,
@@ -176,4 +212,6 @@ def word(value: Any) -> Any:
     """A value of PROMPTS as JSON."""
     if isinstance(value, Mapping):
         return dict(value)
+    if isinstance(value, Method):
+        return value.describe()
     return getattr(value, "__qualname__", value)

@@ -10,6 +10,7 @@ import jax
 from prompt_tuning import trees
 from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.errors import UserError
+from prompt_tuning.methods.method import assemble
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.runs import answer_counts
@@ -96,7 +97,7 @@ class MemberTasks:
             self._evaluators[key] = task.evaluator(
                 spec.data.eval_split, model, mesh, batch_size, num_examples
             )
-        return functools.partial(_metrics, self._evaluators[key], bool(task.prompts))
+        return functools.partial(_metrics, self._evaluators[key], spec)
 
     def answers(
         self, spec: MemberSpec, tuned: Params, frozen: Params
@@ -109,7 +110,7 @@ class MemberTasks:
         evaluator = self._evaluators.get(self._evaluator_key(spec))
         if evaluator is None or task.labels is None:
             return None
-        found = _outcome(evaluator, bool(task.prompts), tuned, frozen)
+        found = _outcome(evaluator, spec, tuned, frozen)
         return answer_counts.summary(found.answers, found.targets, task.labels)
 
     def _evaluator_key(self, spec: MemberSpec) -> tuple:
@@ -120,16 +121,19 @@ class MemberTasks:
 
 
 def _metrics(
-    evaluator: "Evaluator", is_prompt: bool, tuned: Params, frozen: Params
+    evaluator: "Evaluator", spec: MemberSpec, tuned: Params, frozen: Params
 ) -> Mapping[str, float]:
-    return _outcome(evaluator, is_prompt, tuned, frozen).metrics
+    return _outcome(evaluator, spec, tuned, frozen).metrics
 
 
 def _outcome(
-    evaluator: "Evaluator", is_prompt: bool, tuned: Params, frozen: Params
+    evaluator: "Evaluator", spec: MemberSpec, tuned: Params, frozen: Params
 ) -> "Evaluation":
     """Of a member; a prompt goes by the name that all have when evaluated."""
-    if is_prompt:
-        (prompt,) = tuned["prompts"].values()
-        tuned = {"prompts": {PROMPT: prompt}}
-    return evaluator(trees.merge(tuned, frozen))
+    part = spec.method.materialize(tuned, frozen)
+    bank = ()
+    if spec.prompt_length:
+        part = {**part, "prompts": {PROMPT: part["prompts"][spec.name]}}
+        bank = (Prompt(PROMPT, spec.prompt_length),)
+    params = assemble({PROMPT: part}, [PROMPT], bank)
+    return evaluator(trees.merge(params, frozen))

@@ -12,33 +12,43 @@ import rich.table
 
 from prompt_tuning import processes, report
 from prompt_tuning.checkpoints import cards, model_file
+from prompt_tuning.checkpoints.prompt_formats import Saved
+from prompt_tuning.network.adapters import COLLECTION
 from prompt_tuning.runs import answer_counts
 from prompt_tuning.runs.member_specs import MemberSpec, word
 from prompt_tuning.training.best_evaluation import selection_value
 from prompt_tuning.training.members import Result
+from prompt_tuning.types import Params
 
 if TYPE_CHECKING:
     from prompt_tuning.data.length_report import Fill
     from prompt_tuning.runs.task_data import TaskData
 
 
-def prompt_and_card(
-    spec: MemberSpec, task: "TaskData", result: Result, facts: Mapping[str, Any]
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """A tuned prompt ``[P, H]`` and its card.
+def saved(
+    part: Params,
+    spec: MemberSpec,
+    task: "TaskData",
+    result: Result,
+    facts: Mapping[str, Any],
+    width: int,
+) -> Saved:
+    """What a member has become, and its card.
 
     Args:
+      part: what `Method.materialize` makes of it.
       spec: its values.
       task: its task.
       result: what training gave.
-      facts: what the card says of the whole run: method, base_model, versions, and
-        what was changed on its way.
+      facts: what the card says of the whole run: base_model, versions, and what was
+        changed on its way.
+      width: hidden width H of the model.
     """
-    (tuned,) = result.tuned["prompts"].values()
+    slots = part.get(COLLECTION, {})
     card = {
-        "method": facts["method"],
+        "method": spec.method.describe(),
         "length": spec.prompt_length,
-        "width": int(tuned.shape[1]),
+        "width": width,
         "placement": spec.placement,
         "template": spec.data.template,
         "task": spec.data.mixture_or_task_name,
@@ -57,7 +67,8 @@ def prompt_and_card(
     }
     if "changes" in facts:
         card["changes"] = facts["changes"]
-    return np.asarray(tuned), card
+    prompt = part.get("prompts", {}).get(spec.name, np.zeros((0, width), np.float32))
+    return Saved(np.asarray(prompt), card, slots)
 
 
 def save_model(path: pathlib.Path, result: Result, metadata: Mapping[str, Any]) -> None:

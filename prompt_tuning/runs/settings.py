@@ -10,6 +10,7 @@ import optax
 from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.devices.partitioner import Partitioner
+from prompt_tuning.methods.method import Method
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import T5Config
 from prompt_tuning.training.prompt_starts import PromptInit
@@ -137,15 +138,15 @@ class Tuning:
     """What moves, how, and where it starts.
 
     Attributes:
-      method: a key of `registry.RULES`.
+      method: the method, or its kind for that with the default options.
       optimizer: moves the tuned leaves.
       prompt_length: positions of the prompt; 0 for methods without one.
-      prompt_init: how it starts (see `prompt_starts.named` for texts); sampled
-        vocabulary by default.
+      prompt_init: how its rows start (see `prompt_starts.named` for texts); sampled
+        vocabulary by default, if the method starts from rows.
       placement: 'prepend', 'append' or 'after_bos'.
     """
 
-    method: str
+    method: Method | str
     optimizer: optax.GradientTransformation
     prompt_length: int = 100
     prompt_init: PromptInit | str | None = None

@@ -20,11 +20,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from prompt_tuning import dtypes, files, processes, report, trees
-from prompt_tuning.checkpoints import base_models, formats, loading, prompt_file
+from prompt_tuning import dtypes, files, processes, report
+from prompt_tuning.checkpoints import base_models, formats, loading, prompt_formats
 from prompt_tuning.checkpoints.base_models import BaseModel
+from prompt_tuning.checkpoints.prompt_formats import Saved
 from prompt_tuning.devices import sharding, topologies
 from prompt_tuning.methods import registry
+from prompt_tuning.methods.method import Start
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import Transformer
@@ -81,7 +83,6 @@ class Loaded:
         return {
             "base_model": self.base.fingerprint,
             "weights_dtype": self.plan.weights_dtype,
-            "method": settings.tuning.method,
             "objective": dataclasses.asdict(settings.objective),
             "seed": settings.seed,
             identity.STEPS: settings.schedule.steps,
@@ -96,7 +97,7 @@ class Loaded:
         """What results and cards say of the whole run."""
         settings = self.plan.settings
         return {
-            "method": settings.tuning.method,
+            "method": registry.named(settings.tuning.method).describe(),
             "base_model": self.base.identity,
             "seed": settings.seed,
             "versions": report.versions(),
@@ -130,7 +131,7 @@ def plan(settings: Settings) -> Plan:
         inputs=longest["inputs"],
         targets=longest["targets"],
         optimizer=tuning.optimizer,
-        method=tuning.method,
+        method=registry.named(tuning.method),
         prompt_length=max(spec.prompt_length for spec in members),
         frozen_dtype=frozen_dtype,
         num_partitions=partitioner.mesh.shape[sharding.MODEL],
@@ -177,19 +178,21 @@ def load(planned: Plan, base: BaseModel | None = None) -> Loaded:
         Prompt(spec.name, spec.prompt_length) for spec in specs if spec.prompt_length
     )
     model = Model(
-        Transformer(base.config, bank), **dataclasses.asdict(settings.objective)
+        Transformer(base.config, bank),
+        members=tuple(spec.name for spec in specs) if len(specs) > 1 else (),
+        **dataclasses.asdict(settings.objective),
     )
-    starts = {
-        prompt.name: start(base, tasks, spec) for prompt, spec in zip(bank, specs)
-    }
-    moving, frozen = registry.split(
-        trees.merge(base.params, {"prompts": starts}) if starts else base.params,
-        registry.rules_of(settings.tuning.method),
-    )
+    frozen = base.params
+    starts: dict[str, Params] = {}
+    for spec in specs:
+        if spec.method.result == "model":
+            starts[spec.name], frozen = registry.split(base.params, spec.method.rules)
+        else:
+            starts[spec.name] = start(base, tasks, spec)
     members = [
         Member(
             name=spec.name,
-            tuned={"prompts": {spec.name: starts[spec.name]}} if starts else moving,
+            tuned=starts[spec.name],
             tx=spec.optimizer,
             batches=draw,
             evaluate=tasks.evaluate(
@@ -199,6 +202,7 @@ def load(planned: Plan, base: BaseModel | None = None) -> Loaded:
                 settings.eval_batch_size,
                 settings.num_eval_examples,
             ),
+            materialize=spec.method.materialize,
         )
         for spec, draw in zip(specs, batches, strict=True)
     ]
@@ -262,16 +266,22 @@ def report_on(
     return {**facts, "pace": pace, "best": outcomes.best(rows), "members": rows}
 
 
-def prompts(
+def saved(
     loaded: Loaded, found: Mapping[str, Result], facts: Mapping[str, Any]
-) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
-    """The tuned prompts ``[P, H]`` and their cards, by member."""
+) -> dict[str, Saved]:
+    """The tuned prompts and adapters with their cards, by member."""
+    width = loaded.base.config.emb_dim
     return {
-        spec.name: outcomes.prompt_and_card(
-            spec, loaded.tasks.of(spec), found[spec.name], facts
+        spec.name: outcomes.saved(
+            spec.method.materialize(found[spec.name].tuned, loaded.frozen),
+            spec,
+            loaded.tasks.of(spec),
+            found[spec.name],
+            facts,
+            width,
         )
         for spec in loaded.plan.members
-        if spec.prompt_length and spec.name in found
+        if spec.method.result != "model" and spec.name in found
     }
 
 
@@ -291,12 +301,11 @@ def write(
         facts["changes"] = changes
     results = report_on(loaded, found, facts)
     rows = {row["name"]: row for row in results["members"]}
-    tuned = prompts(loaded, found, facts)
+    tuned = saved(loaded, found, facts)
     for spec in loaded.plan.members:
         path = folder / spec.file
         if spec.name in tuned:
-            array, card = tuned[spec.name]
-            save = functools.partial(prompt_file.save_prompt, path, array, card)
+            save = functools.partial(prompt_formats.save_own, path, tuned[spec.name])
             processes.in_first(save)
         elif spec.name in found:
             metadata = {**facts, **rows[spec.name]}
@@ -307,20 +316,27 @@ def write(
     return results
 
 
-def start(base: BaseModel, tasks: MemberTasks, spec: MemberSpec) -> jax.Array:  # [P, H]
-    """A prompt at step 0, float32.
+def start(base: BaseModel, tasks: MemberTasks, spec: MemberSpec) -> Params:
+    """The leaves of a member at step 0, float32.
 
     Raises:
       UserError: the initialisation does not fit the prompt or the vocabulary.
     """
     task = tasks.of(spec)
-    make = spec.prompt_init or prompt_starts.sampled_vocab_init()
-    if isinstance(make, str):
-        make = prompt_starts.named(make, task.labels)
     key, _ = _keys(spec.seed)
     table = processes.whole(base.table)
-    init = make(table, task.vocabulary.encode, task.vocabulary.unk_id)
-    return init(key, (spec.prompt_length, base.config.emb_dim), np.float32)
+    shape = (spec.prompt_length, base.config.emb_dim)
+    rows = np.zeros(shape, np.float32)
+    if spec.method.has_prompt and spec.method.uses_rows:
+        make = spec.prompt_init or prompt_starts.sampled_vocab_init()
+        if isinstance(make, str):
+            make = prompt_starts.named(make, task.labels)
+        init = make(table, task.vocabulary.encode, task.vocabulary.unk_id)
+        rows = init(key, shape, np.float32)
+    started = Start(rows, table, base.params)
+    return spec.method.place(
+        spec.name, spec.method.init(jax.random.fold_in(key, 1), started)
+    )
 
 
 def _keys(seed: int) -> tuple[jax.Array, jax.Array]:

@@ -25,7 +25,7 @@ from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.network.model import Model
 from prompt_tuning.training import shared_batches
 from prompt_tuning.training.interruption import Interrupted, Interruption
-from prompt_tuning.training.members import Member, Result
+from prompt_tuning.training.members import Member, Result, assembler
 from prompt_tuning.training.prefetch import Pace, Prefetch
 from prompt_tuning.training.run_state import Progress, optimizer
 from prompt_tuning.training.schedule import Schedule
@@ -76,12 +76,12 @@ def fit(
         any more, or the metric asked for does not exist.
       Interrupted: SIGTERM or Ctrl-C came, and ``model_dir`` has what was reached.
       RuntimeError: a frozen leaf changed, which would be a defect of this library.
-      ValueError: several members are not the network's prompts.
+      ValueError: several members are not the model's.
     """
     bank = model.network.prompts
     names = [member.name for member in everyone]
-    if len(names) > 1 and names != [prompt.name for prompt in bank]:
-        raise ValueError(f"the members {names} are not the network's prompts {bank}")
+    if len(names) > 1 and tuple(names) != model.owners:
+        raise ValueError(f"the members {names} are not the model's {model.owners}")
     started = time.monotonic()
     mesh = None if partitioner is None else partitioner.mesh
     frozen_bytes = trees.fingerprint(frozen)
@@ -92,10 +92,12 @@ def fit(
         {m.name: m.batches(progress.step) for m in progress.active},
         bank,
         model.network.config.vocab_size,
+        model.owners,
         progress.step,
         _grain(mesh, num_microbatches),
     )
     ahead, late = _placing(mesh)
+    assemble = assembler(everyone, bank)
     pace = Pace()
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption(can_save=model_dir is not None))
@@ -104,10 +106,10 @@ def fit(
             stack.enter_context(sharding.partitioned(mesh, partitioner.rules))
         # A turn ends when somebody leaves, the last one with the run.
         while progress.active and progress.step < schedule.steps:
-            others = trees.merge(frozen, progress.part())
+            others = trees.merge(frozen, progress.part(frozen))
             tx = optimizer(progress.active)
             train_step = jax.jit(
-                make_train_step(model, tx, num_microbatches),
+                make_train_step(model, tx, num_microbatches, assemble),
                 donate_argnums=0,
                 out_shardings=(progress.places()[1], None),
             )

@@ -7,12 +7,16 @@ one member depends on another.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import optax
 
+from prompt_tuning import trees
+from prompt_tuning.methods import method
+from prompt_tuning.methods.method import Materialize, as_is
+from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.training.best_evaluation import Selection
 from prompt_tuning.types import Params
 
@@ -28,11 +32,13 @@ class Member:
 
     Attributes:
       name: of the prompt in the network's bank; of a model, any.
-      tuned: the leaves that it owns and starts from, as a part of the parameters.
+      tuned: the leaves that it owns and starts from, where they stand among the
+        parameters.
       tx: the optimizer of these.
       batches: called with the number of the first batch wanted. In a prompt's rows the
         ids from V on are its positions, as if it were the only one.
       evaluate: gives the validation metrics of (its own tuned, the frozen) leaves.
+      materialize: makes its part of the network's parameters of the same.
     """
 
     name: str
@@ -40,6 +46,25 @@ class Member:
     tx: optax.GradientTransformation
     batches: Batches
     evaluate: Evaluate | None = None
+    materialize: Materialize = as_is
+
+
+def assembler(
+    everyone: Sequence[Member], bank: Sequence[Prompt]
+) -> Callable[[Mapping[str, Params], Params], Params]:
+    """What makes the network's parameters of the members' leaves and the frozen ones.
+
+    Args:
+      everyone: the members, in the order of their numbers.
+      bank: the network's prompts.
+    """
+    make = {member.name: member.materialize for member in everyone}
+
+    def assemble(tuned: Mapping[str, Params], frozen: Params) -> Params:
+        parts = {name: make[name](leaves, frozen) for name, leaves in tuned.items()}
+        return trees.merge(method.assemble(parts, list(make), bank), frozen)
+
+    return assemble
 
 
 @dataclasses.dataclass(frozen=True)

@@ -105,4 +105,5 @@ def _word(key: str, value: Any) -> str:
         return str(value)
     if isinstance(value, Mapping):
         value = "_".join(str(each) for each in value.values())
+    value = getattr(value, "kind", value)
     return f"{key}_{getattr(value, '__name__', value)}"

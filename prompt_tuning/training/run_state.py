@@ -167,11 +167,14 @@ class Progress:
         """Those who go on."""
         return [m for m in self._here if self.standings[m.name].left is None]
 
-    def part(self) -> Params:
-        """Takes those who do not go on out of the state, and returns their leaves.
+    def part(self, frozen: Params) -> Params:
+        """Takes those who do not go on out of the state; gives them as parameters.
 
-        These are their best ones, or what they started from. No row uses them, but the
-        network has a place for them.
+        They are what is best of them, or what they started from. No row uses them, but
+        the network has a place for their prompts.
+
+        Args:
+          frozen: the leaves that nobody moves.
         """
         if len(self.active) < len(self._here):
             self._here = self.active
@@ -184,7 +187,9 @@ class Progress:
         for member in self._everyone:
             if member not in self._here:
                 best = self.standings[member.name].selection.best
-                absent.append(member.tuned if best is None else best.tuned)
+                tuned = member.tuned if best is None else best.tuned
+                part = member.materialize(tuned, frozen)
+                absent.append({"prompts": part.get("prompts", {})})
         leaves = trees.merge(*absent)
         return leaves if self._mesh is None else sharding.replicate(leaves, self._mesh)
 

@@ -23,8 +23,8 @@ KEPT = prefetch.AHEAD + 2
 class Mixed(Iterator[dict[str, np.ndarray]]):
     """A stream of batches, each made of a batch of every prompt's own stream.
 
-    Beside the features of those batches it has ``prompt_index`` [B], the place of each
-    row's prompt in the bank, and ``targets_length`` [B], the length of its targets
+    Beside the features of those batches it has ``prompt_index`` [B], the number of each
+    row's member, and ``targets_length`` [B], the length of its targets
     before they were filled up to those of its neighbours. The stream of a bank of one
     prompt, or of none, passes as it is: a step that has no rows to tell apart is
     quicker.
@@ -35,6 +35,7 @@ class Mixed(Iterator[dict[str, np.ndarray]]):
         streams: Mapping[str, Iterator[Rows]],
         bank: Sequence[Prompt],
         vocab_size: int,
+        members: Sequence[str],
         position: int = 0,
         multiple: int = 1,
     ):
@@ -44,14 +45,15 @@ class Mixed(Iterator[dict[str, np.ndarray]]):
           streams: in their rows the ids from V on are positions of their one prompt.
           bank: all prompts of the network; those of several streams have their names.
           vocab_size: rows of the embedding table, V.
+          members: the names of all, in the order of their numbers.
           position: the number of the streams' next batch.
           multiple: batches are filled up to a multiple of it, with rows of zeros. They
             have no target, and so no share in any prompt's loss.
         """
         ids = virtual_ids(bank, vocab_size)
         self._streams = dict(streams)
-        self._alone = len(self._streams) == 1 and len(bank) <= 1
-        self._places = {prompt.name: i for i, prompt in enumerate(bank)}
+        self._alone = len(self._streams) == 1 and len(members) <= 1
+        self._places = {name: number for number, name in enumerate(members)}
         self._shifts = {name: int(ids[name][0]) - vocab_size for name in ids}
         self._vocab_size = vocab_size
         self._multiple = multiple
@@ -89,7 +91,7 @@ class Mixed(Iterator[dict[str, np.ndarray]]):
         return {
             **batch,
             "encoder_input_tokens": np.where(
-                tokens < self._vocab_size, tokens, tokens + self._shifts[name]
+                tokens < self._vocab_size, tokens, tokens + self._shifts.get(name, 0)
             ),
             "prompt_index": np.full(rows, self._places[name], np.int32),
             "targets_length": np.full(rows, length, np.int32),

@@ -20,9 +20,10 @@ class TrainState:
 
     Attributes:
       step: steps taken, int32.
-      tuned: of each member of the run its leaves, float32, as a part of the
-        parameters: ``{'NAME': {'prompts': {'NAME': [P, H]}}}`` for a prompt, all
-        parameters for a model that is tuned.
+      tuned: of each member of the run its leaves, float32, where they stand among the
+        parameters: ``{'NAME': {'prompts': {'NAME': [P, H]}}}`` for a prompt (or what
+        its method makes one of, in place of the array), all parameters for a model
+        that is tuned.
       opt_state: the optimizer's statistics of the tuned leaves.
       key: the root of all randomness of the run; step i folds i into it.
     """
@@ -40,11 +41,21 @@ class TrainState:
         return cls(jnp.zeros((), jnp.int32), tuned, tx.init(tuned), key)
 
 
+# From each member's tuned leaves and the frozen ones to the parameters of the network.
+Assemble = Callable[[Mapping[str, Params], Params], Params]
 TrainStep = Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Array]]]
 
 
+def merged(tuned: Mapping[str, Params], frozen: Params) -> Params:
+    """The `Assemble` of leaves that are the network's own."""
+    return trees.merge(*tuned.values(), frozen)
+
+
 def make_train_step(
-    model: Model, tx: optax.GradientTransformation, num_microbatches: int = 1
+    model: Model,
+    tx: optax.GradientTransformation,
+    num_microbatches: int = 1,
+    assemble: Assemble = merged,
 ) -> TrainStep:
     """Builds the pure function of one step.
 
@@ -56,6 +67,7 @@ def make_train_step(
       tx: the optimizer of ``{member: leaves}`` (see `optimizers.by_member`).
       num_microbatches: parts that the batch is cut into, along its rows; their
         gradients are added up, which saves activations.
+      assemble: makes parameters of the members' leaves and the frozen ones.
 
     Returns:
       ``(state, frozen, batch) -> (state, metrics)``; the metrics are those of
@@ -73,7 +85,7 @@ def make_train_step(
         dropout = model.network.config.dropout_rate > 0
 
         def loss_fn(tuned: Mapping[str, Params]):
-            params = trees.merge(*tuned.values(), frozen)
+            params = assemble(tuned, frozen)
             return model.loss(params, batch, rng if dropout else None, divisor)
 
         (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.tuned)
@@ -92,7 +104,7 @@ def make_train_step(
         # The total must not depend on how the rows are cut, so every part is divided
         # by what the whole batch holds.
         _, divisor = losses.weights_and_divisor(
-            batch, model.loss_normalizing_factor, len(model.network.prompts)
+            batch, model.loss_normalizing_factor, len(model.owners)
         )
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype),
@@ -113,7 +125,7 @@ def make_train_step(
         if "prompt_index" not in batch:
             return optax.global_norm(grads)
         # Prompts that are not tuned any more have no gradient.
-        own = [grads.get(prompt.name) for prompt in model.network.prompts]
+        own = [grads.get(name) for name in model.owners]
         return jnp.stack([optax.global_norm(grad) for grad in own])
 
     def train_step(state: TrainState, frozen: Params, batch: Batch):

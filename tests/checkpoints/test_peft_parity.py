@@ -18,6 +18,10 @@ peft = pytest.importorskip("peft")
 from prompt_tuning import trees
 from prompt_tuning.checkpoints import huggingface, layout, prompt_formats
 from prompt_tuning.methods import registry
+from prompt_tuning.methods.ia3 import IA3
+from prompt_tuning.methods.lora import LoRA
+from prompt_tuning.methods.method import Start, assemble
+from prompt_tuning.methods.p_tuning import PTuning
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt, virtual_ids
 from prompt_tuning.network.transformer import T5Config, Transformer
@@ -145,7 +149,7 @@ def our_steps(ours, prompt, batch, tx):
     """The prompt after some steps of our training."""
     model, params = ours
     tuned, frozen = registry.split(
-        with_prompt(params, prompt), registry.RULES["prompt_tuning"]
+        with_prompt(params, prompt), registry.rules_of("prompt_tuning")
     )
     step = jax.jit(make_train_step(model, tx))
     state = TrainState.create({"task": tuned}, tx, jax.random.key(0))
@@ -318,3 +322,127 @@ def test_three_steps_of_factored_adafactor(folder, ours, prompt, batch):
     # Factoring is another optimizer: without it the prompt ends elsewhere.
     unfactored = our_steps(ours, prompt, batch, our_recipe())
     assert np.abs(theirs - unfactored).max() > 0.1
+
+
+# Methods inside the layers, and P-tuning's encoder.
+
+# Our names of the modules that PEFT names by their place in transformers' blocks.
+MODULES = {
+    "encoder/layers/attention": "encoder.block.{}.layer.0.SelfAttention",
+    "decoder/layers/self_attention": "decoder.block.{}.layer.0.SelfAttention",
+    "decoder/layers/encoder_decoder_attention": (
+        "decoder.block.{}.layer.1.EncDecAttention"
+    ),
+    "encoder/layers/mlp": "encoder.block.{}.layer.1.DenseReluDense",
+    "decoder/layers/mlp": "decoder.block.{}.layer.2.DenseReluDense",
+}
+KERNELS = {"query": "q", "key": "k", "value": "v", "wo": "wo"}
+ADAPTERS = {
+    "lora": (
+        LoRA(rank=3, alpha=6.0),
+        peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q", "v"]),
+        {"a": "lora_A.default.weight", "b": "lora_B.default.weight"},
+    ),
+    "ia3": (
+        IA3(),
+        peft.IA3Config(target_modules=["k", "v", "wo"], feedforward_modules=["wo"]),
+        {"input": "ia3_l.default", "output": "ia3_l.default"},
+    ),
+}
+
+
+def at_peft(model, name, leaf):
+    """PEFT's parameter of every layer for one of our leaves."""
+    path, kernel, field = name.rsplit("/", 2)
+    place = f"{MODULES[path]}.{KERNELS[kernel]}"
+    get = model.base_model.model.get_parameter
+    return [get(f"{place.format(i)}.{leaf[field]}") for i in range(2)]
+
+
+def as_ours(arrays, shape):
+    """Stacked over layers; PyTorch's matrices are transposed."""
+    return np.stack([np.asarray(x).T.reshape(shape[1:]) for x in arrays])
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_adapters_compute_what_pefts_do(kind, folder, ours, batch):
+    method, config, names = ADAPTERS[kind]
+    config.task_type = "SEQ_2_SEQ_LM"
+    model = peft.get_peft_model(base(folder), config).eval()
+    _, params = ours
+    network = Model(
+        Transformer(ours[0].network.config),
+        z_loss=0.0,
+        loss_normalizing_factor="NUM_REAL_TARGET_TOKENS",
+    )
+    start = Start(np.zeros((0, WIDTH)), params["token_embedder"]["embedding"], params)
+    shapes = trees.flatten(jax.eval_shape(method.init, jax.random.key(0), start))
+    torch.manual_seed(1)
+    leaves = {}
+    for name, leaf in shapes.items():
+        theirs = at_peft(model, name, names)
+        with torch.no_grad():
+            for parameter in theirs:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+        leaves[name] = as_ours([p.detach() for p in theirs], leaf.shape)
+    text = {
+        **batch,
+        "encoder_input_tokens": batch["encoder_input_tokens"][:, LENGTH:],
+    }
+
+    def loss(leaves):
+        part = method.materialize(method.place("x", leaves), params)
+        tree = trees.merge(assemble({"x": part}, ["x"]), params)
+        return network.loss(tree, text)[0], network.logits(tree, text)
+
+    value = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (found, logits), gradient = value(trees.unflatten(leaves))
+    theirs = run_peft(model, batch)
+    theirs.loss.backward()
+    real = batch["decoder_target_tokens"] > 0
+    assert_close(logits[real], theirs.logits.detach().numpy()[real])
+    assert_close(found, theirs.loss.detach())
+    for name, grad in trees.flatten(gradient).items():
+        wanted = [p.grad for p in at_peft(model, name, names)]
+        assert_close(grad, as_ours(wanted, grad.shape))
+
+
+@pytest.mark.parametrize("kind", ["mlp", "lstm"])
+def test_the_encoder_of_p_tuning_is_pefts(kind):
+    hidden = 6
+    theirs = peft.PromptEncoder(
+        peft.PromptEncoderConfig(
+            peft_type="P_TUNING",
+            task_type="SEQ_2_SEQ_LM",
+            num_virtual_tokens=LENGTH,
+            token_dim=WIDTH,
+            num_transformer_submodules=1,
+            encoder_hidden_size=hidden,
+            encoder_num_layers=2,
+            encoder_reparameterization_type=kind.upper(),
+            encoder_dropout=0.0,
+        )
+    )
+    state = {name: x.detach().numpy() for name, x in theirs.state_dict().items()}
+    leaves = {"rows": state["embedding.weight"]}
+    heads = [name for name in state if name.startswith("mlp_head") and "weight" in name]
+    for index, name in enumerate(sorted(heads)):
+        bias = state[name.replace("weight", "bias")]
+        leaves[f"mlp_{index}"] = {"kernel": state[name].T, "bias": bias}
+    for layer in range(2 if kind == "lstm" else 0):
+        for way, end in (("forward", ""), ("backward", "_reverse")):
+            get = lambda what, layer=layer, end=end: state[
+                f"lstm_head.{what}_l{layer}{end}"
+            ]
+            leaves[f"lstm_{layer}_{way}"] = {
+                "input": get("weight_ih").T,
+                "recurrent": get("weight_hh").T,
+                "bias": get("bias_ih") + get("bias_hh"),
+            }
+    method = PTuning(encoder=kind, hidden=hidden)
+    start = Start(np.zeros((LENGTH, WIDTH), np.float32), None, {})
+    ours = jax.eval_shape(method.init, jax.random.key(0), start)
+    assert jax.tree.map(lambda x: x.shape, ours) == jax.tree.map(np.shape, leaves)
+    with torch.no_grad():
+        wanted = theirs(torch.arange(LENGTH)[None])[0]
+    assert_close(method.rows(leaves, {}), wanted)

@@ -8,6 +8,7 @@ import pytest
 from prompt_tuning import cli
 from prompt_tuning.devices import topologies
 from prompt_tuning.errors import UserError
+from prompt_tuning.methods.model_tuning import ModelTuning
 from prompt_tuning.network.transformer import T5Config
 from prompt_tuning.planning import checks
 from prompt_tuning.planning.workload import Workload
@@ -38,7 +39,7 @@ def xxl(**changes):
         ("v5e:4x4", {"num_partitions": 2, "batch_size": 12}, "BATCH_SIZE to 8 or 16"),
         ("v5e:2x4", {}, "set NUM_PARTITIONS to 2"),
         ("v5e:1x1", {}, "'int8', or take v5e:2x2 with NUM_PARTITIONS=2"),
-        ("v5e:1x1", {"method": "model_tuning"}, "; take v5e:2x4 with NUM_PARTITIONS=8"),
+        ("v5e:1x1", {"method": ModelTuning()}, "; take v5e:2x4 with NUM_PARTITIONS=8"),
         ("v6e:1x1", {"frozen_dtype": "float32"}, "'int8', or take v6e:2x2"),
         ("v5e:2x2", {"num_microbatches": 0}, "NUM_MICROBATCHES=0 must be 1 or more"),
         ("v5e:2x2", {"step": "rank", "num_labels": 0}, "NUM_LABELS=0"),

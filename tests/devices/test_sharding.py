@@ -75,7 +75,7 @@ def tune(model: Model, params, batch: dict, mesh=None, dims: tuple[int, int] = (
             )
         batch = sharding.shard_batch(batch, mesh)
         context = sharding.partitioned(mesh, rules)
-    tuned, frozen = registry.split(params, registry.RULES["prompt_tuning"])
+    tuned, frozen = registry.split(params, registry.rules_of("prompt_tuning"))
     state = step.TrainState.create({"task": tuned}, tx, jax.random.key(3))
     with context:
         train_step = jax.jit(step.make_train_step(model, tx))

@@ -17,26 +17,26 @@ def shapes(tiny_config):
     return nn.meta.unbox(model.abstract_params())
 
 
-@pytest.mark.parametrize("method", registry.RULES)
+@pytest.mark.parametrize("method", ["prompt_tuning", "model_tuning"])
 def test_every_leaf_is_either_tuned_or_frozen(method, shapes):
-    tuned, frozen = registry.split(shapes, registry.RULES[method])
+    tuned, frozen = registry.split(shapes, registry.rules_of(method))
     assert set(trees.flatten(trees.merge(tuned, frozen))) == set(trees.flatten(shapes))
 
 
 def test_prompt_tuning_tunes_the_prompts_alone(shapes):
-    tuned, frozen = registry.split(shapes, registry.RULES["prompt_tuning"])
+    tuned, frozen = registry.split(shapes, registry.rules_of("prompt_tuning"))
     assert set(trees.flatten(tuned)) == {"prompts/a", "prompts/b"}
     assert not any("prompt" in name for name in trees.flatten(frozen))
 
 
 def test_model_tuning_freezes_nothing(shapes):
-    assert registry.split(shapes, registry.RULES["model_tuning"])[1] == {}
+    assert registry.split(shapes, registry.rules_of("model_tuning"))[1] == {}
 
 
 def test_a_method_that_tunes_nothing_is_refused(shapes):
     del_prompts = {name: leaf for name, leaf in shapes.items() if name != "prompts"}
     with pytest.raises(ValueError, match="no parameter is tuned"):
-        registry.split(del_prompts, registry.RULES["prompt_tuning"])
+        registry.split(del_prompts, registry.rules_of("prompt_tuning"))
 
 
 def test_rules_that_leave_a_gap_are_refused(shapes):

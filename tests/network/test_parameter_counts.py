@@ -59,7 +59,7 @@ def counts(size: str, length: int) -> dict[str, float]:
     )
     model = Model(Transformer(config, (Prompt("task", length),)))
     shapes = nn.meta.unbox(model.abstract_params())
-    tuned, frozen = registry.split(shapes, registry.RULES["prompt_tuning"])
+    tuned, frozen = registry.split(shapes, registry.rules_of("prompt_tuning"))
     trainable, total = trees.count(tuned), trees.count(shapes)
     return {
         "frozen": trees.count(frozen),

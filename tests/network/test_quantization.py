@@ -208,7 +208,7 @@ def test_a_prompt_is_tuned_on_int8_weights_as_on_the_restored_ones(
     tuned = []
     for weights in (int8, trees.unflatten(floating)):
         params = trees.merge(weights, prompts)
-        moving, frozen = registry.split(params, registry.RULES["prompt_tuning"])
+        moving, frozen = registry.split(params, registry.rules_of("prompt_tuning"))
         before = trees.fingerprint(frozen)
         state = step.TrainState.create({"task": moving}, tx, jax.random.key(0))
         train_step = jax.jit(step.make_train_step(model, tx))

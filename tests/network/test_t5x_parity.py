@@ -258,7 +258,7 @@ def prompted(golden):
 
 def test_a_prompted_forward_pass_and_its_gradient(prompted):
     model, params, batch, forward = prompted
-    tuned, frozen = registry.split(params, registry.RULES["prompt_tuning"])
+    tuned, frozen = registry.split(params, registry.rules_of("prompt_tuning"))
 
     @jax.jit
     def compute(tuned):
@@ -306,7 +306,7 @@ def test_a_prompted_forward_pass_and_its_gradient(prompted):
 def test_three_steps_of_prompt_tuning(prompted, golden):
     model, params, batch, _ = prompted
     tuned, frozen = registry.split(
-        jax.tree.map(jnp.asarray, params), registry.RULES["prompt_tuning"]
+        jax.tree.map(jnp.asarray, params), registry.rules_of("prompt_tuning")
     )
     # The original code's recipe.
     tx = optimizers.adafactor(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from prompt_tuning import trees
 from prompt_tuning.devices import sharding
@@ -313,7 +314,7 @@ def logit_positions(function, *args) -> int:
                 shape = var.aval.shape
                 if len(shape) >= 3 and shape[-1] == 256:
                     most = max(most, int(np.prod(shape[:-1])))
-            for inner in jax.core.jaxprs_in_params(eqn.params):
+            for inner in jaxprs_in_params(eqn.params):
                 visit(inner)
 
     visit(jax.make_jaxpr(function)(*args).jaxpr)

@@ -56,7 +56,7 @@ def test_arguments_are_those_of_training(work):
     work = dataclasses.replace(work, num_partitions=2)
     state, frozen, batch = workload.abstract_arguments(work, mesh)
     params = work.model.init(jax.random.key(0))
-    tuned, rest = registry.split(params, registry.RULES["prompt_tuning"])
+    tuned, rest = registry.split(params, registry.rules_of("prompt_tuning"))
     tx = optimizers.by_member({workload.MEMBER: work.optimizer})
     real = TrainState.create({workload.MEMBER: tuned}, tx, jax.random.key(0))
     shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
@@ -81,7 +81,7 @@ def test_weights_of_a_chip_are_what_lies_on_a_device(work, parts, dims, dtype):
         frozen_dtype=dtype,
     )
     params = work.model.init(jax.random.key(0))
-    frozen = trees.flatten(registry.split(params, registry.RULES[work.method])[1])
+    frozen = trees.flatten(registry.split(params, registry.rules_of(work.method))[1])
     if dtype == "int8":
         kernels = [name for name in frozen if name.endswith("/kernel")]
         for name in kernels:
@@ -108,7 +108,7 @@ def test_inference_is_what_evaluation_runs(work, step):
     """The planned program on real arrays: its arguments fit, its answers agree."""
     work = dataclasses.replace(work, step=step, batch_size=2)
     params = work.model.init(jax.random.key(0))
-    tuned, frozen = registry.split(params, registry.RULES["prompt_tuning"])
+    tuned, frozen = registry.split(params, registry.rules_of("prompt_tuning"))
     shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     batch = {"encoder_input_tokens": jnp.full((2, 64), 5)}
     strategy = decoding.Greedy(8)
@@ -163,7 +163,9 @@ def test_flops_by_hand():
     memory = 2 * projection * 8
     forward["weights"] += 2 * 2 * (memory + 3 * decoder)
     assert flops.count(rank)["weights"] == forward["weights"]
-    tuned = dataclasses.replace(work, method="model_tuning", prompt_length=0)
+    tuned = dataclasses.replace(
+        work, method=registry.named("model_tuning"), prompt_length=0
+    )
     assert flops.count(tuned)["weights"] == 2 * 6 * (7 * encoder + 3 * decoder)
 
 

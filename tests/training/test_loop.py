@@ -42,7 +42,7 @@ def prompted(tiny_config, tiny_batch):
 def run(prompted, schedule, model_dir=None, evaluate=None, rate=0.3):
     model, params, batches = prompted
     tx = optimizers.adafactor(rate, multiply_by_parameter_scale=False)
-    tuned, frozen = registry.split(params, registry.RULES["prompt_tuning"])
+    tuned, frozen = registry.split(params, registry.rules_of("prompt_tuning"))
     return loop.fit(
         model,
         frozen,

@@ -335,7 +335,9 @@ def test_frozen_leaves_are_untouched():
 def test_a_mixed_batch_holds_the_rows_of_all():
     bank = [Prompt("a", 3), Prompt("b", 5)]
     streams = {kind.name: kind.batches(0) for kind in KINDS[:2]}
-    batch = next(shared_batches.Mixed(streams, bank, 64, multiple=3))
+    batch = next(
+        shared_batches.Mixed(streams, bank, 64, [p.name for p in bank], multiple=3)
+    )
     a, b = (kind.batch(0) for kind in KINDS[:2])
     tokens = batch["encoder_input_tokens"]
     assert tokens.shape == (9, 14) and batch["decoder_target_tokens"].shape == (9, 6)
@@ -405,6 +407,26 @@ def arguments(tmp_path, train_words):
     )
 
 
+def test_prompts_of_several_methods_are_saved_as_prompts(
+    arguments, tiny_checkpoint, tmp_path, capsys
+):
+    methods = ["residual_prompt", "low_dimensional_prompt", "p_tuning"]
+    assert cli.main(arguments("run", PROMPTS=[{"method": methods}])) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert len(results["members"]) == 3
+    for kind in methods:
+        path = tmp_path / "run/prompts" / f"method_{kind}.safetensors"
+        prompt, card = prompt_file.load_prompt(path)
+        assert card["method"] == kind and prompt.shape[0] == card["length"]
+        words = [
+            "--gin_file=models/tiny.gin",
+            f"--gin.INITIAL_CHECKPOINT_PATH={tiny_checkpoint}",
+            f"--gin.PROMPT_FILE={path}",
+        ]
+        assert cli.main(["infer", *words, "a fine film"]) == 0
+        assert json.loads(capsys.readouterr().out)["answer"] in ("good", "bad")
+
+
 def test_one_command_equals_the_runs_it_stands_for(arguments, tmp_path, capsys):
     """Seeds, learning rates, lengths and initialisations through the command line."""
     prompts = [
@@ -472,8 +494,15 @@ def test_one_command_equals_the_runs_it_stands_for(arguments, tmp_path, capsys):
             "uses no LEARNING_RATE",
         ),
         (
-            {"PROMPTS": [{"seed": 1}], "Tuning.prompt_length": 0},
+            {"PROMPTS": [{"seed": 1}], "Tuning.method": "model_tuning"},
             "leave PROMPTS out",
+        ),
+        ({"PROMPTS": [{"prompt_length": 0}]}, "PROMPT_LENGTH=0 must be 1 or more"),
+        ({"PROMPTS": [{"method": "absent"}]}, "no method is called 'absent'; choose"),
+        ({"PROMPTS": [{"method": "model_tuning"}]}, "is no prompt: model_tuning"),
+        (
+            {"PROMPTS": [{"method": "decomposed_prompt", "prompt_init": "random"}]},
+            "decomposed_prompt has a start of its own",
         ),
     ],
 )

@@ -28,7 +28,7 @@ def prompted(tiny_config, tiny_params, tiny_batch):
     batch["encoder_input_tokens"] = (
         batch["encoder_input_tokens"].at[:, :2].set(jnp.array([256, 257]))
     )
-    return model, *registry.split(params, registry.RULES["prompt_tuning"]), batch
+    return model, *registry.split(params, registry.rules_of("prompt_tuning")), batch
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a method puts into a model's layers, as one small file beside prompts' own.
+
+Tensors are float32: ``slots/SITE/KIND/FIELD`` for every array of every slot (see
+`network.adapters`), and ``rows`` for a prompt that belongs to them. The card is that of a
+prompt.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from prompt_tuning import files
+from prompt_tuning.checkpoints import cards, prompt_file
+from prompt_tuning.errors import UserError
+from prompt_tuning.network import adapters
+from prompt_tuning.network.adapters import LowRank, Rows, Scale, Slot
+from prompt_tuning.types import Array
+
+# What a run of one adapter calls it.
+FILE = "adapter.safetensors"
+ROWS, SLOTS = "rows", "slots"
+# Of each kind of slot its arrays; the layout for several owners is no part of a file.
+FIELDS: Mapping[type, tuple[str, ...]] = {
+    LowRank: ("a", "b"),
+    Scale: ("by",),
+    Rows: ("table",),
+}
+_KINDS = {kind.__name__: kind for kind in FIELDS}
+
+
+def save(
+    path: files.Path,
+    rows: np.ndarray | Array,
+    slots: Mapping[str, Slot],
+    card: dict[str, Any],
+) -> None:
+    """Writes slots of one owner, and the prompt that goes with them, atomically.
+
+    Args:
+      path: the file, by custom ``*.safetensors``.
+      rows: ``[P, H]``; P may be 0.
+      slots: by the path of their site.
+      card: see `prompt_file.save_prompt`.
+
+    Raises:
+      UserError: a number is not finite, or the file cannot be written.
+    """
+    tensors = {ROWS: np.asarray(rows, np.float32)}
+    for site, slot in slots.items():
+        for field in FIELDS[type(slot)]:
+            array = np.asarray(getattr(slot, field), np.float32)
+            # That of the one owner, where the slot has an axis for several.
+            array = array[:, 0] if not isinstance(slot, Rows) else array
+            tensors[f"{SLOTS}/{site}/{type(slot).__name__}/{field}"] = array
+    numbers = _numbers(tensors)
+    prompt_file.check_finite(numbers, path)
+    length, width = tensors[ROWS].shape
+    card = cards.check({**card, "length": length, "width": width}, path)
+    files.write(path, tensors, cards.encode(card, numbers))
+
+
+def is_adapter(path: files.Path) -> bool:
+    """Whether a file holds slots, by the names of its tensors."""
+    try:
+        with files.reading(path, "a prompt file") as file:
+            return any(name.startswith(f"{SLOTS}/") for name in file.keys())  # noqa: SIM118
+    except UserError:
+        return False
+
+
+def load(
+    path: files.Path,
+) -> tuple[np.ndarray, dict[str, Slot], dict[str, Any]]:
+    """Reads what `save` wrote: rows ``[P, H]``, slots by their site, the card.
+
+    Raises:
+      UserError: the file is missing, damaged or of another kind.
+    """
+    with files.reading(path, "an adapter file") as file:
+        card = cards.decode(file.metadata() or {}, path)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if card is None or ROWS not in tensors:
+        raise UserError(
+            f"{path} is no adapter file: it has no card or no tensor {ROWS!r}; give the "
+            "file that a training run wrote"
+        )
+    parts: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+    for name, array in tensors.items():
+        if name == ROWS:
+            continue
+        head, _, rest = name.partition("/")
+        site, _, rest = rest.rpartition("/")
+        site, _, kind = site.rpartition("/")
+        known = FIELDS.get(_KINDS.get(kind, object), ())
+        if head != SLOTS or rest not in known or array.dtype != np.float32:
+            raise UserError(
+                f"{path} holds {name} {array.dtype}, which no adapter has; write it "
+                "again with this version"
+            )
+        parts.setdefault(site, {}).setdefault(kind, {})[rest] = array
+    prompt_file.check_finite(_numbers(tensors), path)
+    card = cards.verified(card, _numbers(tensors), path)
+    slots = {}
+    for site, kinds in parts.items():
+        ((kind, fields),) = kinds.items()
+        missing = set(FIELDS[_KINDS[kind]]) - fields.keys()
+        if missing:
+            raise UserError(f"{path} lacks {', '.join(sorted(missing))} of {site}")
+        slots[site] = _KINDS[kind].of(**fields)
+    return tensors[ROWS], slots, card
+
+
+def check_fits(slots: Mapping[str, Slot], base: Mapping[str, Any]) -> None:
+    """Refuses slots that a model has no place for.
+
+    Raises:
+      UserError: the first that does not fit.
+    """
+    for site, slot in slots.items():
+        path, _, own = site.rpartition("/")
+        for place, have in slot.sizes.items():
+            want = adapters.widths_at(f"{path}/{place or own}", base)
+            if want != have:
+                raise UserError(
+                    f"the adapter has {list(have)} at {site}, where this model has "
+                    f"{'nothing' if want is None else list(want)} (layers, width); use "
+                    "the model it was tuned on"
+                )
+
+
+def _numbers(tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """All numbers in the order of their tensors' names."""
+    return np.concatenate([tensors[name].ravel() for name in sorted(tensors)])

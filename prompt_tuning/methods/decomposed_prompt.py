@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decomposed prompt tuning (DPT, Xiao et al. 2023, https://arxiv.org/abs/2310.10094).
+
+The prompt is a product of low rank, ``P = A B``.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from prompt_tuning.methods.method import Leaves, Method, Start, positive, product
+from prompt_tuning.types import Array, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class DecomposedPrompt(Method, kind="decomposed_prompt"):
+    """A prompt of low rank: ``(P + H) r`` numbers in place of ``P H``.
+
+    Attributes:
+      rank: r.
+    """
+
+    rank: int = 10
+    uses_rows: ClassVar[bool] = False
+
+    def __post_init__(self):
+        positive(self, "rank")
+
+    def init(self, key: Array, start: Start) -> Leaves:
+        """Both factors uniform in [-0.5, 0.5], as the authors have them."""
+        length, width = start.rows.shape
+        keys = jax.random.split(key)
+        draw = lambda key, *shape: jax.random.uniform(
+            key, shape, jnp.float32, -0.5, 0.5
+        )
+        return {
+            "left": draw(keys[0], length, self.rank),
+            "right": draw(keys[1], self.rank, width),
+        }
+
+    def rows(self, leaves: Leaves, base: Params) -> Array:
+        """The product [P, H]."""
+        del base
+        return product(leaves["left"], leaves["right"])

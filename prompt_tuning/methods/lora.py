@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685): kernels with a low-rank sum.
+
+``y = x W + x A B alpha / r`` at every kernel that is named. A starts as PEFT starts it and
+B at zero, so that the start is the base model.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from prompt_tuning import trees
+from prompt_tuning.errors import UserError
+from prompt_tuning.methods import kernels
+from prompt_tuning.methods.method import FROZEN, Leaves, Method, Start, positive
+from prompt_tuning.network.adapters import OUTPUT, LowRank, Slot
+from prompt_tuning.types import Array, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRA(Method, kind="lora"):
+    """A sum of low rank beside kernels of all layers.
+
+    Attributes:
+      rank: r.
+      alpha: scales the sum by ``alpha / r``.
+      targets: the kernels: 'query', 'key', 'value', 'out' of every attention, 'wi' (or
+        'wi_0', 'wi_1') and 'wo' of the MLPs.
+    """
+
+    rank: int = 8
+    alpha: float = 8.0
+    targets: tuple[str, ...] = ("query", "value")
+    rules: ClassVar[trees.Rules] = ((r".*", FROZEN),)
+    has_prompt: ClassVar[bool] = False
+
+    def __post_init__(self):
+        positive(self, "rank")
+        object.__setattr__(self, "targets", tuple(self.targets))
+
+    def init(self, key: Array, start: Start) -> Leaves:
+        """A uniform within ``1 / sqrt(in)``, B zero.
+
+        Raises:
+          UserError: a target that the model does not have, or too large a rank.
+        """
+        leaves = {}
+        for number, (path, shape) in enumerate(
+            kernels.find(start.base, self.targets).items()
+        ):
+            layers, inputs, outputs = shape
+            if self.rank > min(inputs, outputs):
+                raise UserError(
+                    f"LoRA.rank={self.rank} is more than {path} has "
+                    f"({min(inputs, outputs)}); lower it"
+                )
+            bound = inputs**-0.5
+            a = jax.random.uniform(
+                jax.random.fold_in(key, number),
+                (layers, inputs, self.rank),
+                jnp.float32,
+                -bound,
+                bound,
+            )
+            b = jnp.zeros((layers, self.rank, outputs))
+            leaves[path] = {"a": a, "b": b}
+        return trees.unflatten(leaves)
+
+    def slots(self, leaves: Leaves, base: Params) -> Mapping[str, Slot]:
+        """A low-rank sum at the output of each kernel."""
+        del base
+        scale = self.alpha / self.rank
+        return {
+            f"{path}/{OUTPUT}": LowRank.of(own["a"], own["b"] * scale)
+            for path, own in kernels.by_path(leaves, "a").items()
+        }

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a tuning method is: what moves, where it starts, what the network sees of it.
+
+A method is a file beside this one with a frozen dataclass, whose fields are its options::
+
+    @dataclasses.dataclass(frozen=True)
+    class Shifted(Method, kind="shifted_prompt"):
+        '''Rows that move together.'''
+
+        def init(self, key, start):
+            return {"rows": start.rows, "shift": jnp.zeros(start.rows.shape[1:])}
+
+        def rows(self, leaves, base):
+            return jax.lax.stop_gradient(leaves["rows"]) + leaves["shift"]
+
+Nothing else knows its name; `docs/adding_a_method.md` goes through one.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from prompt_tuning import trees
+from prompt_tuning.errors import UserError
+from prompt_tuning.network import adapters
+from prompt_tuning.network.adapters import COLLECTION, Slot
+from prompt_tuning.network.prompts import Prompt
+from prompt_tuning.types import Array, Params
+
+TUNED, FROZEN = "tuned", "frozen"
+# Of each method that is known, its class, by its kind.
+METHODS: dict[str, type["Method"]] = {}
+
+# From what a member tunes, and the leaves that nobody moves, to the part of the network's
+# parameters that it stands for.
+Materialize = Callable[[Params, Params], Params]
+# What a method tunes for one prompt: an array, or named ones.
+Leaves = Any
+
+
+class Start(NamedTuple):
+    """What the leaves of a method may start from.
+
+    Attributes:
+      rows: the prompt as its initialisation gives it: [P, H] float32.
+      table: the embedding table: [V, H].
+      base: the base model's parameters.
+    """
+
+    rows: Array
+    table: Array
+    base: Params
+
+
+class Method:
+    """A tuning method; this one is told what to be by its subclasses.
+
+    What it tunes are its `init`'s leaves, float32. `rows` makes the prompt of them that
+    the network looks up, `slots` what its layers hold beside their weights: within the
+    training step, so that gradients reach the leaves, and once more when the result is
+    saved. So what is saved is what the network reads, whatever it was made of.
+
+    Attributes:
+      kind: its name in cards and on command lines.
+      rules: which of the network's own parameters it moves, as ordered path rules.
+      has_prompt: whether it wants virtual tokens in the input.
+      uses_rows: whether its leaves start from `Start.rows`.
+    """
+
+    kind: ClassVar[str]
+    rules: ClassVar[trees.Rules] = ((r"prompts/.*", TUNED), (r".*", FROZEN))
+    has_prompt: ClassVar[bool] = True
+    uses_rows: ClassVar[bool] = True
+
+    def __init_subclass__(cls, *, kind: str, **kwargs: Any):
+        """Makes the method known by its kind.
+
+        Raises:
+          ValueError: another method is called so.
+        """
+        super().__init_subclass__(**kwargs)
+        known = METHODS.get(kind)
+        if known is not None and known.__qualname__ != cls.__qualname__:
+            raise ValueError(f"two methods are called {kind!r}: {known} and {cls}")
+        cls.kind = kind
+        METHODS[kind] = cls
+
+    def describe(self) -> str:
+        """Its kind and the options that are not the default.
+
+        >>> from prompt_tuning.methods.residual_prompt import ResidualPrompt
+        >>> ResidualPrompt().describe(), ResidualPrompt(bottleneck=64).describe()
+        ('residual_prompt', 'residual_prompt(bottleneck=64)')
+        """
+        usual = type(self)()
+        chosen = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != getattr(usual, field.name)
+        ]
+        return f"{self.kind}({', '.join(chosen)})" if chosen else self.kind
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether what it tunes is what the network reads, leaf by leaf."""
+        own = type(self)
+        return own.rows is Method.rows and own.slots is Method.slots
+
+    @property
+    def result(self) -> Literal["prompt", "adapter", "model"]:
+        """What a run with it ends with."""
+        if self.has_prompt:
+            return "prompt"
+        return "model" if self.is_plain else "adapter"
+
+    def init(self, key: Array, start: Start) -> Leaves:
+        """The leaves at step 0, float32."""
+        del key
+        return start.rows
+
+    def rows(self, leaves: Leaves, base: Params) -> Array:
+        """The prompt [P, H] that the leaves stand for.
+
+        Args:
+          leaves: what `init` gave, tuned.
+          base: the parameters that nobody moves, as the network has them.
+        """
+        del base
+        return leaves
+
+    def slots(self, leaves: Leaves, base: Params) -> Mapping[str, Slot]:
+        """What the leaves put into the layers, by the path of the site.
+
+        Args:
+          leaves: what `init` gave, tuned.
+          base: the parameters that nobody moves, as the network has them.
+        """
+        del leaves, base
+        return {}
+
+    def place(self, name: str, leaves: Leaves) -> Params:
+        """A member's leaves where they stand among the parameters of a run."""
+        return {"prompts" if self.has_prompt else COLLECTION: {name: leaves}}
+
+    def materialize(self, tuned: Params, base: Params) -> Params:
+        """A member's part of the network's parameters.
+
+        Returns:
+          Its prompt as ``prompts/NAME``; its slots, by their sites, as ``adapters``.
+        """
+        if self.is_plain:
+            return tuned
+        ((where, members),) = tuned.items()
+        ((name, leaves),) = members.items()
+        part: dict[str, Any] = {COLLECTION: self.slots(leaves, base)}
+        if where == "prompts":
+            part["prompts"] = {name: self.rows(leaves, base)}
+        return part
+
+
+def assemble(
+    parts: Mapping[str, Params], members: Sequence[str], bank: Sequence[Prompt] = ()
+) -> dict[str, Any]:
+    """Parameters of the network that members' parts are together.
+
+    Args:
+      parts: what `Method.materialize` gave for each of those who take part.
+      members: the names of all, in the order of their numbers.
+      bank: the network's prompts.
+    """
+    own = [{k: v for k, v in p.items() if k != COLLECTION} for p in parts.values()]
+    params = trees.merge(*own)
+    slots = {
+        members.index(name): part[COLLECTION]
+        for name, part in parts.items()
+        if part.get(COLLECTION)
+    }
+    if not slots:
+        return params
+    ends = itertools.accumulate(prompt.length for prompt in bank)
+    places = {p.name: slice(end - p.length, end) for p, end in zip(bank, ends)}
+    positions = [places.get(name, slice(0, 0)) for name in members]
+    return {**params, COLLECTION: adapters.join(slots, len(members), positions)}
+
+
+def as_is(tuned: Params, base: Params) -> Params:
+    """The `Materialize` of members whose leaves are the network's own."""
+    del base
+    return tuned
+
+
+def positive(method: Method, *names: str) -> None:
+    """Refuses options that are no whole numbers of 1 or more.
+
+    Raises:
+      UserError: one that is none.
+    """
+    for name in names:
+        value = getattr(method, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(
+                f"{type(method).__name__}.{name}={value!r} must be a whole number of 1 "
+                "or more"
+            )
+
+
+def torch_uniform(key: Array, shape: tuple[int, ...], fan_in: int) -> Array:
+    """What PyTorch's ``Linear`` starts from: uniform within ``1 / sqrt(fan_in)``."""
+    bound = fan_in**-0.5
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def linear(key: Array, inputs: int, outputs: int) -> dict[str, Array]:
+    """The leaves of a linear map as PyTorch starts it: [inputs, outputs], [outputs]."""
+    kernel, bias = jax.random.split(key)
+    return {
+        "kernel": torch_uniform(kernel, (inputs, outputs), inputs),
+        "bias": torch_uniform(bias, (outputs,), inputs),
+    }
+
+
+def apply_linear(leaves: Params, x: Array) -> Array:  # [..., inputs] -> [..., outputs]
+    """What `linear` computes."""
+    return product(x, leaves["kernel"]) + leaves["bias"]
+
+
+def product(a: Array, b: Array) -> Array:
+    """The matrix product in float32, which TPUs would else round to bfloat16."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every method that makes prompts: what moves, what it stands for, side by side."""
+
+import dataclasses
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prompt_tuning import decoding, trees
+from prompt_tuning.errors import UserError
+from prompt_tuning.methods import registry
+from prompt_tuning.methods.decomposed_prompt import DecomposedPrompt
+from prompt_tuning.methods.ia3 import IA3
+from prompt_tuning.methods.lora import LoRA
+from prompt_tuning.methods.low_dimensional_prompt import LowDimensionalPrompt
+from prompt_tuning.methods.method import Method, Start, assemble
+from prompt_tuning.methods.p_tuning import PTuning
+from prompt_tuning.methods.residual_prompt import ResidualPrompt
+from prompt_tuning.methods.superposed_prompt import SuperposedPrompt
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.prompts import Prompt, virtual_ids
+from prompt_tuning.network.transformer import T5Config, Transformer
+from prompt_tuning.training import loop, optimizers
+from prompt_tuning.training.members import Member, assembler
+from prompt_tuning.training.schedule import Schedule
+from prompt_tuning.training.step import TrainState, make_train_step
+
+CONFIG = T5Config(64, 16, 2, 1, 1, 8, 32)
+BASE_SIZES = T5Config(32128, 768, 12, 12, 12, 64, 2048)
+LENGTH = 4
+KEY = jax.random.key(0)
+BASE = jax.jit(Model(Transformer(CONFIG)).init)(jax.random.key(1))
+TABLE = BASE["token_embedder"]["embedding"]
+ROWS = jax.random.normal(jax.random.key(2), (LENGTH, 16))
+ADAMW = optimizers.adamw(0.05)
+# All but those that tune the model, those with options of consequence once more.
+METHODS = {
+    kind: method()
+    for kind, method in registry.METHODS.items()
+    if method().result != "model" and method.__module__.startswith("prompt_tuning.")
+}
+METHODS["p_tuning_lstm"] = PTuning(encoder="lstm", hidden=6)
+
+
+def started(method, key=KEY):
+    return method.init(key, Start(ROWS, TABLE, BASE))
+
+
+def bank_of(*members):
+    """The prompts of members that have one, by their names."""
+    return tuple(Prompt(name, LENGTH) for name, method in members if method.has_prompt)
+
+
+def params_of(method, leaves, name="p"):
+    """Parameters of the network with one member's leaves."""
+    part = method.materialize(method.place(name, leaves), BASE)
+    bank = bank_of((name, method))
+    return trees.merge(assemble({name: part}, [name], bank), BASE), bank
+
+
+def batches(seed, start=0, has_prompt=True):
+    """Rows of one prompt and of texts drawn by the number of the batch."""
+    (ids,) = virtual_ids((Prompt("p", LENGTH),), CONFIG.vocab_size).values()
+    for number in itertools.count(start):
+        rng = np.random.default_rng([seed, number])
+        targets = rng.integers(2, 64, (3, 2))
+        text = rng.integers(2, 64, (3, 5))
+        if has_prompt:
+            text = np.concatenate([np.tile(ids, (3, 1)), text], axis=1)
+        yield {
+            "encoder_input_tokens": text.astype(np.int32),
+            "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+            "decoder_target_tokens": targets,
+            "decoder_loss_weights": np.ones((3, 2), np.float32),
+        }
+
+
+def member(name, method, seed=0):
+    return Member(
+        name=name,
+        tuned=method.place(name, started(method)),
+        tx=ADAMW,
+        batches=lambda start: batches(seed, start, method.has_prompt),
+        materialize=method.materialize,
+    )
+
+
+def fit(*members):
+    bank = tuple(
+        Prompt(each.name, LENGTH) for each in members if "prompts" in each.tuned
+    )
+    names = tuple(each.name for each in members) if len(members) > 1 else ()
+    model = Model(Transformer(CONFIG, bank), members=names)
+    return loop.fit(model, BASE, members, Schedule(3, log_period=1), key=KEY)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_moves_every_leaf_and_its_prompt(name):
+    method = METHODS[name]
+    one = member("p", method)
+    bank = bank_of(("p", method))
+    tuned = {"p": one.tuned}
+    step = make_train_step(
+        Model(Transformer(CONFIG, bank)), ADAMW, assemble=assembler([one], bank)
+    )
+    state = TrainState.create(tuned, ADAMW, KEY)
+    stream, step = one.batches(0), jax.jit(step)
+    for _ in range(2):
+        state, _ = step(state, BASE, next(stream))
+    before, after = (trees.flatten(tree) for tree in (tuned, state.tuned))
+    assert [name for name in before if (before[name] == after[name]).all()] == []
+    assert {leaf.dtype for leaf in after.values()} == {jnp.dtype("float32")}
+    was, now = (
+        jax.tree.leaves(method.materialize(tree["p"], BASE))
+        for tree in (tuned, state.tuned)
+    )
+    assert all(np.isfinite(leaf).all() for leaf in now)
+    assert any((a != b).any() for a, b in zip(was, now, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_the_start_of_an_adapter_is_the_base_model_bit_for_bit(kind):
+    method = registry.named(kind)
+    batch = next(batches(0, has_prompt=False))
+    model = Model(Transformer(CONFIG))
+    params, _ = params_of(method, started(method))
+    logits = jax.jit(model.logits)
+    np.testing.assert_array_equal(logits(params, batch), logits(BASE, batch))
+    score = jax.jit(model.score)
+    np.testing.assert_array_equal(score(params, batch), score(BASE, batch))
+
+
+def test_deep_prompts_of_a_networks_own_states_change_nothing():
+    """States that the layers below would give are what prompt tuning computes."""
+    method, config = registry.named("deep_prompt"), CONFIG
+    batch = next(batches(0))
+    model = Model(Transformer(config, bank_of(("p", method))))
+    # With one layer the states before it are the rows themselves.
+    params, _ = params_of(method, started(method))
+    plain = {**BASE, "prompts": {"p": ROWS}}
+    logits = jax.jit(model.logits)
+    np.testing.assert_array_equal(logits(params, batch), logits(plain, batch))
+
+
+def test_a_prefix_starts_as_the_keys_of_normed_rows():
+    """What the one encoder layer projects, hidden states being the rows."""
+    method = registry.named("prefix_tuning")
+    found = started(method)["encoder"]["layers"]["attention"]["key_rows"][0]
+    layer = jax.tree.map(lambda x: x[0], BASE["encoder"]["layers"])
+    normed = ROWS / np.sqrt(np.mean(np.square(ROWS), -1, keepdims=True) + 1e-6)
+    normed = normed * layer["pre_attention_layer_norm"]["scale"]
+    wanted = normed @ layer["attention"]["key"]["kernel"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lora", "ia3", "deep_prompt", "prefix_tuning"])
+def test_decoding_says_what_teacher_forcing_says(name):
+    """Cached decoding passes the same sites: the likelihood of its own greedy answer."""
+    method = METHODS[name]
+    leaves = jax.tree.map(lambda x: x + 0.02, started(method))
+    params, bank = params_of(method, leaves)
+    model = Model(Transformer(CONFIG, bank))
+    tokens = next(batches(3, has_prompt=method.has_prompt))["encoder_input_tokens"]
+    decode = lambda params, tokens: model.predict(
+        params, tokens, decoding.Greedy(max_decode_len=4)
+    )
+    found, _ = jax.jit(decode)(params, tokens)
+    found = np.asarray(found[:, -1])
+    batch = {
+        "encoder_input_tokens": tokens,
+        "decoder_input_tokens": np.pad(found, ((0, 0), (1, 0)))[:, :-1],
+        "decoder_target_tokens": found,
+        "decoder_loss_weights": (found > 0).astype(np.float32),
+    }
+    best = np.asarray(jax.jit(model.logits)(params, batch)).argmax(-1)
+    np.testing.assert_array_equal(np.where(found > 0, best, 0), found)
+    ranked = jax.jit(model.rank)(params, tokens, found[:1])
+    batch = {**batch, "decoder_target_tokens": np.tile(found[:1], (3, 1))}
+    batch["decoder_input_tokens"] = np.tile(batch["decoder_input_tokens"][:1], (3, 1))
+    batch["decoder_loss_weights"] = (batch["decoder_target_tokens"] > 0) * 1.0
+    np.testing.assert_allclose(
+        ranked[:, 0], jax.jit(model.score)(params, batch), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_rows_of_all_methods_in_one_batch_equal_each_alone():
+    """Two layers, the batch under remat; gradients of every leaf are there."""
+    config = dataclasses.replace(CONFIG, num_encoder_layers=2)
+    base = jax.jit(Model(Transformer(config)).init)(jax.random.key(1))
+    bank = bank_of(*METHODS.items())
+    ids = virtual_ids(bank, config.vocab_size)
+    leaves, rows, alone = {}, [], []
+    for number, (name, method) in enumerate(METHODS.items()):
+        own = method.init(jax.random.key(number), Start(ROWS, TABLE, base))
+        own = method.place(name, jax.tree.map(lambda x: x + 0.01, own))
+        leaves[name] = own
+        stream = batches(number, has_prompt=method.has_prompt)
+        row = {key: value[:1] for key, value in next(stream).items()}
+        prompts = bank_of((name, method))
+        part = method.materialize(own, base)
+        single = trees.merge(assemble({name: part}, [name], prompts), base)
+        logits = jax.jit(Model(Transformer(config, prompts)).logits)
+        alone.append(logits(single, row)[0])
+        tokens = row["encoder_input_tokens"]
+        if method.has_prompt:
+            tokens = np.concatenate([ids[name][None], tokens[:, LENGTH:]], axis=1)
+        tokens = np.pad(tokens, ((0, 0), (0, LENGTH + 5 - tokens.shape[1])))
+        rows.append({**row, "encoder_input_tokens": tokens})
+    batch = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+    batch["prompt_index"] = np.arange(len(rows), dtype=np.int32)
+    batch["targets_length"] = np.full(len(rows), 2, np.int32)
+    config = dataclasses.replace(config, remat="full")
+    model = Model(Transformer(config, bank), members=tuple(METHODS))
+
+    def loss_and_logits(leaves):
+        parts = {
+            name: METHODS[name].materialize(own, base) for name, own in leaves.items()
+        }
+        params = trees.merge(assemble(parts, list(METHODS), bank), base)
+        return model.loss(params, batch)[0], model.logits(params, batch)
+
+    gradient, together = jax.jit(jax.grad(loss_and_logits, has_aux=True))(leaves)
+    for found, wanted in zip(together, alone, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-4)
+    for name, leaf in trees.flatten(gradient).items():
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, name
+
+
+def test_methods_side_by_side_end_where_each_does_alone():
+    members = [
+        member(name, method, seed)
+        for seed, (name, method) in enumerate(METHODS.items())
+    ]
+    together = fit(*members)
+    for each in (m for m in members if m.name in ("lora", "deep_prompt", "p_tuning")):
+        alone = fit(each)[each.name]
+        for found, wanted in zip(
+            jax.tree.leaves(together[each.name].tuned), jax.tree.leaves(alone.tuned)
+        ):
+            np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-5)
+        np.testing.assert_allclose(together[each.name].loss, alone.loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "length", "count"),
+    [
+        # T5-base, H = 768; the counts that the papers or their code give.
+        (ResidualPrompt(), 10, 1_231_904 + 7_680),
+        (DecomposedPrompt(rank=10), 100, 8_680),
+        (DecomposedPrompt(rank=64), 100, 55_552),
+        (LowDimensionalPrompt(dimensions=2), 100, 1_736),
+        (LowDimensionalPrompt(dimensions=64), 100, 7_936),
+        (LowDimensionalPrompt(dimensions=256), 100, 27_136),
+        (LoRA(), 0, 884_736),
+        (IA3(), 0, 104_448),
+    ],
+    ids=str,
+)
+def test_as_many_numbers_move_as_is_published(method, length, count):
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+    base = nn.meta.unbox(Model(Transformer(BASE_SIZES)).abstract_params())
+    start = Start(shape(length, 768), shape(32128, 768), base)
+    assert trees.count(jax.eval_shape(method.init, KEY, start)) == count
+
+
+def test_a_residual_branch_of_zeros_leaves_the_rows_alone():
+    leaves = started(ResidualPrompt(bottleneck=5))
+    leaves["norm"]["scale"] = jnp.zeros(16)
+    np.testing.assert_array_equal(ResidualPrompt(5).rows(leaves, BASE), ROWS)
+
+
+def test_low_rank_is_low():
+    prompt = DecomposedPrompt(rank=2).rows(started(DecomposedPrompt(rank=2)), BASE)
+    assert np.linalg.matrix_rank(prompt) == 2
+
+
+def test_a_projection_is_made_of_its_seed_alone():
+    rows = [
+        LowDimensionalPrompt(8, seed).rows(started(LowDimensionalPrompt(8)), BASE)
+        for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(rows[0], rows[1])
+    assert (rows[0] != rows[2]).any()
+
+
+def test_a_superposed_prompt_starts_as_rows_of_the_table():
+    prompt = SuperposedPrompt(pieces=8).rows(started(SuperposedPrompt(8)), BASE)
+    nearest = np.abs(prompt[:, None] - TABLE[None]).sum(-1).argmin(-1)
+    np.testing.assert_array_equal(prompt, TABLE[nearest])
+    assert len(set(nearest.tolist())) == LENGTH
+    with pytest.raises(UserError, match=r"set SuperposedPrompt.pieces to 4 or more"):
+        started(SuperposedPrompt(pieces=3))
+
+
+def test_an_lstm_reads_from_both_ends():
+    method = METHODS["p_tuning_lstm"]
+    leaves = started(method)
+    rows = method.rows(leaves, BASE)
+    for touched in (0, LENGTH - 1):
+        other = {**leaves, "rows": leaves["rows"].at[touched].add(1.0)}
+        changed = np.asarray(method.rows(other, BASE) != rows).any(axis=1)
+        assert changed.all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ResidualPrompt(bottleneck=0), "ResidualPrompt.bottleneck=0 must be"),
+        (lambda: DecomposedPrompt(rank=2.5), "DecomposedPrompt.rank=2.5 must be"),
+        (lambda: DecomposedPrompt(rank=True), "DecomposedPrompt.rank=True must be"),
+        (lambda: LowDimensionalPrompt("8"), "dimensions='8' must be a whole number"),
+        (lambda: PTuning(encoder="gru"), "encoder='gru' is not 'mlp' or 'lstm'"),
+        (lambda: LoRA(rank=0), "LoRA.rank=0 must be a whole number"),
+        (lambda: started(LoRA(rank=17)), "LoRA.rank=17 is more than .* has"),
+        (lambda: started(LoRA(targets=("q",))), r"targets=\['q'\]: q is no kernel"),
+        (lambda: PTuning(hidden=-1), "PTuning.hidden=-1 must be a whole number"),
+        (lambda: registry.named("absent"), "no method is called 'absent'; choose"),
+    ],
+)
+def test_options_that_are_none_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_a_method_of_ones_own_needs_no_other_file():
+    @dataclasses.dataclass(frozen=True)
+    class Shifted(Method, kind="shifted_prompt"):
+        def init(self, key, start):
+            return {"rows": start.rows, "shift": jnp.zeros(start.rows.shape[1:])}
+
+        def rows(self, leaves, base):
+            return jax.lax.stop_gradient(leaves["rows"]) + leaves["shift"]
+
+    try:
+        method = registry.named("shifted_prompt")
+        assert method == Shifted() and method.describe() == "shifted_prompt"
+        found = fit(member("p", method))["p"].tuned["prompts"]["p"]
+        assert np.abs(found["shift"]).min() > 0
+        with pytest.raises(ValueError, match="two methods are called"):
+            type("Other", (Method,), {}, kind="shifted_prompt")
+    finally:
+        del registry.METHODS["shifted_prompt"]
