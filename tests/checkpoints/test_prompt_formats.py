@@ -461,11 +461,10 @@ def test_prompts_that_would_be_others_in_peft(tmp_path, prompt):
     for changes in cards:
         with pytest.raises(UserError, match="in front of the text"):
             prompt_formats.save(tmp_path / "p", prompt, {**CARD, **changes}, "peft")
-    with pytest.raises(UserError, match="made by model_tuning"):
-        card = {**CARD, "method": "model_tuning"}
-        prompt_formats.save(tmp_path / "p", prompt, card, "peft")
     assert not os.listdir(tmp_path)
-    card = {**CARD, "template": "{prompt} review: {sentence}"}
+    # Whatever a prompt was made of, it is a prompt.
+    template = {"template": "{prompt} review: {sentence}"}
+    card = {**CARD, "method": "residual_prompt", **template}
     prompt_formats.save(tmp_path / "p", prompt, card, "peft")
 
 
