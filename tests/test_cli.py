@@ -81,7 +81,7 @@ def refused(words, capsys, tmp_path):
         ({"MODEL_DIR": "/dev/null/run"}, "cannot write to /dev/null/run"),
         ({"MODEL_DIR": "gs://bucket/run"}, "mount the bucket"),
         ({"PROMPT_PLACEMENT": "infix"}, "infix"),
-        ({"PROMPT_LENGTH": -1}, "length"),
+        ({"PROMPT_LENGTH": -1}, "PROMPT_LENGTH=-1 must be 1 or more"),
         ({"FROZEN_DTYPE": "int3"}, "int3"),
         ({"BATCH_SIZE": 0}, "BATCH_SIZE"),
         ({"LEARNING_RATE_FACTORS": "constant * magic"}, "magic"),

@@ -161,9 +161,11 @@ def test_escape_sequences_are_shown_and_not_obeyed(capsys, tmp_path):
     assert not set(text) & {"\x1b", "\x07", "\x9b", "\u202e"}
 
 
-def test_the_files_of_a_run_say_what_they_hold(capsys, tmp_path):
+def test_the_files_of_a_run_say_what_they_hold(capsys, tmp_path, monkeypatch):
     from prompt_tuning import report
 
+    # Paths of temporary folders are long, and are looked for in a line.
+    monkeypatch.setenv("COLUMNS", "300")
     with report.Log(tmp_path, 20, 0, ["mine"], quiet=True) as log:
         for step in (10, 20):
             metrics = {"weight": 2, "token_loss": 8 / step, "correct": 1}
