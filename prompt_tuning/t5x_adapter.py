@@ -161,18 +161,18 @@ def tuned_params(method: str = "prompt_tuning") -> traverse_util.ModelParamTrave
       UserError: no method is called so, or it makes prompts of leaves that T5X's
         network has no place for.
     """
-    if not registry.named(method).is_plain:
+    found = registry.named(method)
+    if not found.is_plain:
         raise UserError(
             f"T5X's network has no leaves for {method}; train it with `prompt-tuning "
             "train`, or choose prompt_tuning or model_tuning"
         )
-    rules = registry.rules_of(method)
 
     def is_tuned(path: str, _: Any) -> bool:
         name = path.removeprefix("/")
         if match := layout.LAYER.fullmatch(name):
             name = f"{match[1] or ''}layers/{match[3]}"
-        label = trees.first_match(rules, _FROM_T5X.get(name, name))
+        label = trees.first_match(found.rules, _FROM_T5X.get(name, name))
         return label == registry.TUNED
 
     return traverse_util.ModelParamTraversal(is_tuned)

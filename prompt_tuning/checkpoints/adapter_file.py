@@ -13,6 +13,7 @@ import numpy as np
 
 from prompt_tuning import files
 from prompt_tuning.checkpoints import cards, prompt_file
+from prompt_tuning.checkpoints.prompt_file import SLOTS
 from prompt_tuning.errors import UserError
 from prompt_tuning.network import adapters
 from prompt_tuning.network.adapters import LowRank, Rows, Scale, Slot
@@ -20,7 +21,7 @@ from prompt_tuning.types import Array
 
 # What a run of one adapter calls it.
 FILE = "adapter.safetensors"
-ROWS, SLOTS = "rows", "slots"
+ROWS = "rows"
 # Of each kind of slot its arrays; the layout for several owners is no part of a file.
 FIELDS: Mapping[type, tuple[str, ...]] = {
     LowRank: ("a", "b"),
@@ -53,7 +54,7 @@ def save(
             array = np.asarray(getattr(slot, field), np.float32)
             # That of the one owner, where the slot has an axis for several.
             array = array[:, 0] if not isinstance(slot, Rows) else array
-            tensors[f"{SLOTS}/{site}/{type(slot).__name__}/{field}"] = array
+            tensors[f"{SLOTS}{site}/{type(slot).__name__}/{field}"] = array
     numbers = _numbers(tensors)
     prompt_file.check_finite(numbers, path)
     length, width = tensors[ROWS].shape
@@ -65,7 +66,7 @@ def is_adapter(path: files.Path) -> bool:
     """Whether a file holds slots, by the names of its tensors."""
     try:
         with files.reading(path, "a prompt file") as file:
-            return any(name.startswith(f"{SLOTS}/") for name in file.keys())  # noqa: SIM118
+            return any(name.startswith(SLOTS) for name in file.keys())  # noqa: SIM118
     except UserError:
         return False
 
@@ -90,18 +91,19 @@ def load(
     for name, array in tensors.items():
         if name == ROWS:
             continue
-        head, _, rest = name.partition("/")
-        site, _, rest = rest.rpartition("/")
+        site, _, field = name.removeprefix(SLOTS).rpartition("/")
         site, _, kind = site.rpartition("/")
         known = FIELDS.get(_KINDS.get(kind, object), ())
-        if head != SLOTS or rest not in known or array.dtype != np.float32:
+        is_slot = name.startswith(SLOTS) and field in known
+        if not is_slot or array.dtype != np.float32:
             raise UserError(
                 f"{path} holds {name} {array.dtype}, which no adapter has; write it "
                 "again with this version"
             )
-        parts.setdefault(site, {}).setdefault(kind, {})[rest] = array
-    prompt_file.check_finite(_numbers(tensors), path)
-    card = cards.verified(card, _numbers(tensors), path)
+        parts.setdefault(site, {}).setdefault(kind, {})[field] = array
+    numbers = _numbers(tensors)
+    prompt_file.check_finite(numbers, path)
+    card = cards.verified(card, numbers, path)
     slots = {}
     for site, kinds in parts.items():
         ((kind, fields),) = kinds.items()

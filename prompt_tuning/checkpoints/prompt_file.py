@@ -18,6 +18,8 @@ FILE = "prompt.safetensors"
 # Where a run of several puts them, each under its own name.
 FOLDER = "prompts"
 TENSOR = "prompt"
+# What begins the names of tensors that only an adapter has (see `adapter_file`).
+SLOTS = "slots/"
 
 
 def save_prompt(
@@ -57,7 +59,7 @@ def load_prompt(path: files.Path) -> tuple[np.ndarray, dict[str, Any]]:
       UserError: the file is missing, damaged or not a prompt.
     """
     with files.reading(path, "a prompt file") as file:
-        if any(name.startswith("slots/") for name in file.keys()):  # noqa: SIM118
+        if any(name.startswith(SLOTS) for name in file.keys()):  # noqa: SIM118
             raise UserError(
                 f"{path} holds an adapter, which changes the model's layers, and not a "
                 "prompt alone; `eval`, `infer` and the folder of `serve` take it"

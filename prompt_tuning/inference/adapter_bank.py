@@ -8,7 +8,7 @@ nothing.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning.devices import sharding
+from prompt_tuning.inference.prepared_rows import Item
 from prompt_tuning.inference.store import StoredPrompt
 from prompt_tuning.network import adapters
 from prompt_tuning.network.adapters import Where
@@ -47,9 +48,9 @@ class AdapterBank:
         self._last: tuple[tuple[StoredPrompt, ...], Adapters] | None = None
         self._lock = threading.Lock()
 
-    def of(self, prompts: Sequence[StoredPrompt]) -> Adapters | None:
-        """The slots of these prompts; None where none has any."""
-        owners = tuple(prompt for prompt in prompts if prompt.slots)
+    def of(self, prompts: Iterable[StoredPrompt]) -> Adapters | None:
+        """The slots of these prompts, each once; None where none has any."""
+        owners = tuple(dict.fromkeys(prompt for prompt in prompts if prompt.slots))
         if not owners:
             return None
         with self._lock:
@@ -77,21 +78,20 @@ class AdapterBank:
         )
 
 
-def where(
-    found: Adapters, prompts: Sequence[StoredPrompt], places: np.ndarray
-) -> Where:
+def where(found: Adapters, items: Sequence[Item], shape: tuple[int, int]) -> Where:
     """Whose the rows of a batch are.
 
     Args:
       found: the slots at hand.
-      prompts: of each row; there may be fewer than rows.
-      places: of each token the position of its prompt that it is, or below 0: [B, T].
+      items: the rows; there may be fewer than the batch has.
+      shape: of the batch's tokens, [B, T].
     """
-    owner = np.zeros(len(places), np.int32)
-    positions = np.full(places.shape, -1, np.int32)
-    for row, prompt in enumerate(prompts):
-        if prompt in found.numbers:
-            owner[row] = found.numbers[prompt]
-            own = places[row]
-            positions[row] = np.where(own >= 0, own + found.starts[prompt], -1)
+    owner = np.zeros(shape[0], np.int32)
+    positions = np.full(shape, -1, np.int32)
+    for row, item in enumerate(items):
+        if item.prompt in found.numbers:
+            owner[row] = found.numbers[item.prompt]
+            # Position i of the prompt is -(i + 1).
+            own = found.starts[item.prompt] - 1 - item.ids
+            positions[row, : len(own)] = np.where(item.ids < 0, own, -1)
     return Where(positions, owner)

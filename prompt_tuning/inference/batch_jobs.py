@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file of rows answered into a file of answers: in order, whole, and resumable.
 
-Rows are those of JSONL files and of tables (see `data.rows`). Until the job is done its answers lie in ``OUTPUT.part`` and those rows that cannot be
-answered in ``REJECTED.part``; ``OUTPUT.job`` says how far both go. A job that was
-interrupted cuts both back to that point and goes on behind it, in the same batches, and
-so ends with the files of a job that was not. Then they get their names.
+Rows are those of JSONL files and of tables (see `data.rows`). Until the job is done its
+answers lie in ``OUTPUT.part`` and those rows that cannot be answered in
+``REJECTED.part``; ``OUTPUT.job`` says how far both go. A job that was interrupted cuts
+both back to that point and goes on behind it, in the same batches, and so ends with the
+files of a job that was not. Then they get their names.
 
 Answers may also go to a stream, such as standard output, as they come. There they stand
 in the order of the rows, those that cannot be answered among them, and nothing is kept.

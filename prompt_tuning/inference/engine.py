@@ -15,6 +15,7 @@ answered as it would be alone.
 
 import collections
 import dataclasses
+import itertools
 import math
 import threading
 import weakref
@@ -34,7 +35,7 @@ from prompt_tuning.inference.adapter_bank import AdapterBank, Adapters
 from prompt_tuning.inference.ensembles import Answer
 from prompt_tuning.inference.prepared_rows import Item, LabelShape, Request
 from prompt_tuning.inference.store import PromptStore, StoredPrompt
-from prompt_tuning.network.adapters import COLLECTION
+from prompt_tuning.network.adapters import COLLECTION, Where
 from prompt_tuning.network.model import Model
 from prompt_tuning.types import Array, Params
 
@@ -188,7 +189,7 @@ class Engine:
                 longest[item.label_shape] = max(before, silent, len(item.ids))
         for shape, length in longest.items():
             for key in self._keys(length, shape):
-                if (*key, held.shapes if held else "") not in self._programs:
+                if _with_held(key, held) not in self._programs:
                     yield key
 
     def _keys(self, length: int, shape: LabelShape | None) -> Iterator[ProgramKey]:
@@ -287,11 +288,9 @@ class Engine:
     ) -> Array:
         """Starts the program of a batch: [B, C] or [B, S], to be waited for."""
         size = buckets.fitting(len(items), self._sizes)
-        prompts = [item.prompt for item in items]
-        held = self._held(prompts)
+        held = self._held(item.prompt for item in items)
         program = self._program((size, length, shape), held)
         tokens = np.zeros((size, length), np.int32)
-        places = np.full((size, length), -1, np.int32)
         argument = np.uint32(batch)
         if shape is not None:
             table = np.zeros((size, *shape), np.int32)
@@ -301,32 +300,32 @@ class Engine:
             argument = self._spread(table)
         arrays = {item.prompt: item.prompt.array for item in items}
         with self.store.table.lease(arrays) as lease:
-            for row, place, item in zip(tokens, places, items):
+            for row, item in zip(tokens, items):
+                place = lease.rows[item.prompt] + self._vocab_size
                 ids = item.ids
-                virtual = ids < 0
                 row[: len(ids)] = ids
-                place[: len(ids)][virtual] = -1 - ids[virtual]
-                own = lease.rows[item.prompt] + self._vocab_size
-                row[: len(ids)][virtual] = own[-1 - ids[virtual]]
-            where = held and adapter_bank.where(held, prompts, places)
+                row[: len(ids)][ids < 0] = place[-1 - ids[ids < 0]]
+            where = self._where(held, items, tokens.shape)
             params = self._params(lease.array, held)
-            return program(
-                params,
-                self._spread(tokens),
-                argument,
-                jax.tree.map(self._spread, where),
-            )
+            return program(params, self._spread(tokens), argument, where)
 
-    def _held(self, prompts: Sequence[StoredPrompt] = ()) -> Adapters | None:
+    def _held(self, prompts: Iterable[StoredPrompt] = ()) -> Adapters | None:
         """The adapters of the store's prompts, and of these: some may be removed."""
-        return self._adapters.of(list(dict.fromkeys([*self.store.prompts(), *prompts])))
+        return self._adapters.of(itertools.chain(self.store.prompts(), prompts))
+
+    def _where(
+        self, held: Adapters | None, items: Sequence[Item], shape: tuple[int, int]
+    ) -> Where | None:
+        if held is None:
+            return None
+        return jax.tree.map(self._spread, adapter_bank.where(held, items, shape))
 
     def _params(self, table: Any, held: Adapters | None) -> Params:
         params = self.store.params(table)
         return params if held is None else {**params, COLLECTION: held.slots}
 
     def _program(self, key: ProgramKey, held: Adapters | None) -> Any:
-        with_held = (*key, held.shapes if held else "")
+        with_held = _with_held(key, held)
         if (found := self._used(with_held)) is not None:
             return found
         with self._compiling:
@@ -350,9 +349,8 @@ class Engine:
         self, size: int, length: int, shape: LabelShape | None, held: Adapters | None
     ) -> Any:
         params = self._params(self.store.table.shape, held)
-        ids = np.zeros((size, length), np.int32)
-        where = held and jax.tree.map(self._spread, adapter_bank.where(held, (), ids))
-        tokens = self._spread(ids)
+        where = self._where(held, (), (size, length))
+        tokens = self._spread(np.zeros((size, length), np.int32))
         if shape is None:
             return self._decode.lower(params, tokens, np.uint32(0), where).compile()
         table = self._spread(np.zeros((size, *shape), np.int32))
@@ -395,6 +393,11 @@ class Engine:
         if calibrate:
             output = output - self._leanings[item.prompt][item.labels.names]
         return ensembles.ranked(item.labels.names, output)
+
+
+def _with_held(key: ProgramKey, held: Adapters | None) -> tuple:
+    """A program's key with the shapes of the adapters that it takes."""
+    return (*key, held.shapes if held else "")
 
 
 def _edges(longest: int) -> list[int]:

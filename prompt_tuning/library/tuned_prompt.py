@@ -13,13 +13,13 @@ import numpy as np
 from prompt_tuning import files, report
 from prompt_tuning.checkpoints import hub, prompt_formats
 from prompt_tuning.checkpoints.keys import peft as peft_keys
+from prompt_tuning.checkpoints.prompt_file import FILE
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference.store import name_of
 from prompt_tuning.library import readme
 
 # The files of a prompt on the hub: PEFT's layout or, where that has no place for the
 # prompt, our own file.
-FILE = "prompt.safetensors"
 README = "README.md"
 HUB_FILES = (FILE, peft_keys.CONFIG_FILE, peft_keys.TENSOR_FILE)
 

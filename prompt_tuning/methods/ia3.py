@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from prompt_tuning import trees
 from prompt_tuning.methods import kernels
-from prompt_tuning.methods.method import FROZEN, Leaves, Method, Start
+from prompt_tuning.methods.method import Leaves, Method, Start
 from prompt_tuning.network.adapters import INPUT, OUTPUT, Scale, Slot
 from prompt_tuning.types import Array, Params
 
@@ -22,7 +22,6 @@ from prompt_tuning.types import Array, Params
 class IA3(Method, kind="ia3"):
     """Scales at the outputs of keys and values and at the input of ``wo``."""
 
-    rules: ClassVar[trees.Rules] = ((r".*", FROZEN),)
     has_prompt: ClassVar[bool] = False
 
     def init(self, key: Array, start: Start) -> Leaves:

@@ -43,13 +43,3 @@ def read(base: Params, path: str) -> Array:  # [L, in, out] float32
     if quantization.SCALE in own:
         kernel = kernel * own[quantization.SCALE][:, None, :]
     return kernel
-
-
-def by_path(leaves: Params, mark: str) -> dict[str, Params]:
-    """The innermost groups of leaves, of which each holds one called ``mark``."""
-    flat = trees.flatten(leaves)
-    groups: dict[str, dict[str, Array]] = {}
-    for name, leaf in flat.items():
-        path, _, last = name.rpartition("/")
-        groups.setdefault(path, {})[last] = leaf
-    return {path: group for path, group in groups.items() if mark in group}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from prompt_tuning import trees
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import kernels
-from prompt_tuning.methods.method import FROZEN, Leaves, Method, Start, positive
+from prompt_tuning.methods.method import Leaves, Method, Start, positive, torch_uniform
 from prompt_tuning.network.adapters import OUTPUT, LowRank, Slot
 from prompt_tuning.types import Array, Params
 
@@ -34,7 +34,6 @@ class LoRA(Method, kind="lora"):
     rank: int = 8
     alpha: float = 8.0
     targets: tuple[str, ...] = ("query", "value")
-    rules: ClassVar[trees.Rules] = ((r".*", FROZEN),)
     has_prompt: ClassVar[bool] = False
 
     def __post_init__(self):
@@ -57,23 +56,19 @@ class LoRA(Method, kind="lora"):
                     f"LoRA.rank={self.rank} is more than {path} has "
                     f"({min(inputs, outputs)}); lower it"
                 )
-            bound = inputs**-0.5
-            a = jax.random.uniform(
-                jax.random.fold_in(key, number),
-                (layers, inputs, self.rank),
-                jnp.float32,
-                -bound,
-                bound,
+            own = jax.random.fold_in(key, number)
+            leaves[f"{path}/a"] = torch_uniform(
+                own, (layers, inputs, self.rank), inputs
             )
-            b = jnp.zeros((layers, self.rank, outputs))
-            leaves[path] = {"a": a, "b": b}
+            leaves[f"{path}/b"] = jnp.zeros((layers, self.rank, outputs))
         return trees.unflatten(leaves)
 
     def slots(self, leaves: Leaves, base: Params) -> Mapping[str, Slot]:
         """A low-rank sum at the output of each kernel."""
         del base
-        scale = self.alpha / self.rank
+        scale, flat = self.alpha / self.rank, trees.flatten(leaves)
+        paths = [name.removesuffix("/a") for name in flat if name.endswith("/a")]
         return {
-            f"{path}/{OUTPUT}": LowRank.of(own["a"], own["b"] * scale)
-            for path, own in kernels.by_path(leaves, "a").items()
+            f"{path}/{OUTPUT}": LowRank.of(flat[f"{path}/a"], flat[f"{path}/b"] * scale)
+            for path in paths
         }

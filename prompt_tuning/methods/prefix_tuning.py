@@ -21,6 +21,7 @@ from prompt_tuning import trees
 from prompt_tuning.methods import kernels
 from prompt_tuning.methods.method import Leaves, Method, Start, product
 from prompt_tuning.network.adapters import KEYS, VALUES, Rows, Slot
+from prompt_tuning.network.layers import RMSNorm
 from prompt_tuning.types import Array, Params
 
 # Attentions over the encoder's positions, and the norm that stands before each.
@@ -28,7 +29,6 @@ ATTENTIONS = {
     "encoder/layers/attention": "encoder/layers/pre_attention_layer_norm/scale",
     "decoder/layers/encoder_decoder_attention": "encoder/encoder_norm/scale",
 }
-EPSILON = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +39,15 @@ class PrefixTuning(Method, kind="prefix_tuning"):
         """What the layers' own projections make of the rows."""
         del key
         base = trees.flatten(start.base)
-        rows = jnp.asarray(start.rows, jnp.float32)
-        size = jnp.mean(jnp.square(rows), axis=-1, keepdims=True)
-        normed = rows * jax.lax.rsqrt(size + EPSILON)
+
+        def normed(scale: Array) -> Array:  # [H] -> [P, H]
+            return RMSNorm().apply({"params": {"scale": scale}}, start.rows)
+
         leaves = {}
         for path, norm in ATTENTIONS.items():
-            scale = jnp.asarray(base[norm], jnp.float32)
-            # [L, P, H], or [1, P, H] where one norm serves all layers.
-            inputs = normed * (scale[:, None] if scale.ndim == 2 else scale[None, None])
+            # [L, H], or [1, H] where one norm serves all layers.
+            scales = jnp.atleast_2d(jnp.asarray(base[norm], jnp.float32))
+            inputs = jax.vmap(normed)(scales)
             for site, kernel in ((KEYS, "key"), (VALUES, "value")):
                 projected = kernels.read(start.base, f"{path}/{kernel}")
                 leaves[f"{path}/{site}"] = product(inputs, projected)

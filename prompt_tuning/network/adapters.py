@@ -75,15 +75,12 @@ def widths_at(site: str, base: Params) -> tuple[int, int] | None:
     of = lambda name, axis: (
         (flat[name].shape[0], flat[name].shape[axis]) if name in flat else None
     )
-    match place:
-        case "input":
-            return of(f"{path}/kernel", 1)
-        case "output":
-            return of(f"{path}/kernel", 2)
-        case "hidden" if path == "encoder/layers":
-            return of(f"{path}/pre_mlp_layer_norm/scale", 1)
-        case "key_rows" | "value_rows" if not path.endswith("self_attention"):
-            return of(f"{path}/key/kernel", 2)
+    if place in (INPUT, OUTPUT):
+        return of(f"{path}/kernel", 1 if place == INPUT else 2)
+    if place == HIDDEN and path == "encoder/layers":
+        return of(f"{path}/pre_mlp_layer_norm/scale", 1)
+    if place in (KEYS, VALUES) and not path.endswith("self_attention"):
+        return of(f"{path}/key/kernel", 2)
     return None
 
 

@@ -26,10 +26,13 @@ def variables(params: Params) -> dict[str, Params]:
     Args:
       params: nested; ``adapters`` is what `adapters.join` gives.
     """
-    own = {k: v for k, v in params.items() if k != adapters.COLLECTION}
-    if len(own) == len(params):
-        return {"params": own}
-    return {"params": own, adapters.COLLECTION: params[adapters.COLLECTION]}
+    own = dict(params)
+    slots = own.pop(adapters.COLLECTION, None)
+    return (
+        {"params": own}
+        if slots is None
+        else {"params": own, adapters.COLLECTION: slots}
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,8 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.inference import prompt_evaluation
 from prompt_tuning.inference.prompt_evaluation import Table
 from prompt_tuning.inference.store import PromptStore, name_of
-from prompt_tuning.network import adapters
+from prompt_tuning.methods.method import assemble
+from prompt_tuning.network.adapters import COLLECTION
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.transformer import Transformer
 from prompt_tuning.runs.task_data import TaskData
@@ -119,12 +120,10 @@ def evaluate(
 
 def _params(base: BaseModel, task: TaskData, saved: Saved) -> Any:
     """All parameters, what is saved among them."""
-    own: dict[str, Any] = {}
+    part: dict[str, Any] = {COLLECTION: saved.slots}
     if task.prompts:
-        own["prompts"] = {task.prompts[0].name: saved.array}
-    if saved.slots:
-        everywhere = [slice(0, len(saved.array))]
-        own[adapters.COLLECTION] = adapters.join({0: saved.slots}, 1, everywhere)
+        part["prompts"] = {task.prompts[0].name: saved.array}
+    own = assemble({ALONE: part}, [ALONE], task.prompts)
     if base.mesh is not None:
         own = sharding.replicate(own, base.mesh)
     return trees.merge(base.params, own)

@@ -138,17 +138,14 @@ def _member(
         values["optimizer"] = _optimizer_at(
             values.pop("learning_rate"), variant.name, settings
         )
-    if "method" in values:
-        method = registry.named(values["method"])
-        if method.result == "model":
-            raise UserError(
-                f"PROMPTS: {variant.name!r} is no prompt: {method.kind} tunes the model"
-            )
-        values["method"] = method
-        if not method.has_prompt:
-            values["prompt_length"] = 0
-        elif not common.prompt_length:
-            values.setdefault("prompt_length", settings.tuning.prompt_length)
+    method = registry.named(values.get("method", common.method))
+    if method.result == "model":
+        raise UserError(
+            f"PROMPTS: {variant.name!r} is no prompt: {method.kind} tunes the model"
+        )
+    values["method"] = method
+    length = values.get("prompt_length", settings.tuning.prompt_length)
+    values["prompt_length"] = length if method.has_prompt else 0
     of_data = {key: values.pop(key) for key in _OF_DATA & values.keys()}
     data = common.data
     if of_data.get("mixture_or_task_name", data.mixture_or_task_name) != (

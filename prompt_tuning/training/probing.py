@@ -7,7 +7,6 @@ adds nothing that a prompt could steer, however low its pre-training loss is.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 
@@ -15,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prompt_tuning.data import rows as row_files
 from prompt_tuning.errors import UserError
 from prompt_tuning.network.model import Model
+from prompt_tuning.training.pretraining import EOS_ID
 from prompt_tuning.types import Array, Params
 
-EOS_ID = 1
 BATCH_SIZE = 64
 # Rows are padded to multiples of the first and cut at the second.
 LENGTH_STEP, LONGEST = 32, 96
@@ -80,7 +80,7 @@ def load(folder: str | pathlib.Path, vocabulary: str | pathlib.Path) -> list[Pro
 
 
 def _read(path: pathlib.Path, processor) -> ProbeTask:
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    rows = [record.values for record in row_files.read(path)]
     labels = tuple(sorted({row["label"] for row in rows}))
 
     def split(name: str) -> Split:
