@@ -20,11 +20,10 @@ import time
 import environment
 
 from prompt_tuning import cli
-from prompt_tuning.checkpoints import base_models
+from prompt_tuning.checkpoints import base_models, prompt_file
 from prompt_tuning.commands import demo, evaluate
 from prompt_tuning.inference.engine import Engine
 from prompt_tuning.inference.store import PromptStore
-from prompt_tuning.runs import common
 from prompt_tuning.tasks import rotten_tomatoes
 
 
@@ -73,7 +72,7 @@ def main() -> None:
         mixture_or_task_name=demo.TASK,
         mixture_or_task_module=demo.MODULE,
         task_feature_lengths=demo.LENGTHS,
-        prompt_file=[str(options.folder / name / common.PROMPT_FILE) for name in names],
+        prompt_file=[str(options.folder / name / prompt_file.FILE) for name in names],
     )
 
     texts = rotten_tomatoes.texts_and_labels("test")[0]

@@ -4,6 +4,7 @@
 import ast
 import graphlib
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
@@ -207,6 +208,49 @@ def run_python(code: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def names_of(path: pathlib.Path) -> set[str]:
+    """What a module binds, wherever in it."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    definitions = (ast.FunctionDef, ast.ClassDef)
+    return {
+        *(node.name for node in nodes if isinstance(node, definitions)),
+        *(node.id for node in nodes if isinstance(node, ast.Name)),
+        *(alias.asname or alias.name for node in nodes for alias in names_in(node)),
+    }
+
+
+def names_in(node: ast.AST) -> list[ast.alias]:
+    """The names of an import statement."""
+    return node.names if isinstance(node, ast.Import | ast.ImportFrom) else []
+
+
+# T5X's gin files begin with imports, in Python's words.
+SCRIPTS = (
+    *(
+        path
+        for name in ("benchmarks", "examples")
+        for path in (ROOT / name).rglob("*.py")
+    ),
+    *(ROOT / "configs" / "t5x").glob("*.gin"),
+)
+
+
+@pytest.mark.parametrize(
+    "path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}"
+)
+def test_what_scripts_import_is_there(path):
+    lines = path.read_text()
+    if path.suffix == ".gin":
+        lines = "\n".join(re.findall(r"^(?:from|import) .*", lines, re.MULTILINE))
+    for node in ast.walk(ast.parse(lines)):
+        home = getattr(node, "module", None) or ""
+        if isinstance(node, ast.ImportFrom) and home.startswith("prompt_tuning"):
+            home = home.removeprefix("prompt_tuning").removeprefix(".")
+            for alias in node.names:
+                whole = f"{home}.{alias.name}".removeprefix(".")
+                assert whole in MODULES or alias.name in names_of(MODULES[home])
 
 
 def test_importing_the_package_is_quick_and_light(record_property):
