@@ -16,19 +16,13 @@ from prompt_tuning.checkpoints import cards, prompt_file
 from prompt_tuning.checkpoints.prompt_file import SLOTS
 from prompt_tuning.errors import UserError
 from prompt_tuning.network import adapters
-from prompt_tuning.network.adapters import LowRank, Rows, Scale, Slot
+from prompt_tuning.network.adapters import Slot
+from prompt_tuning.network.slots import KINDS
 from prompt_tuning.types import Array
 
 # What a run of one adapter calls it.
 FILE = "adapter.safetensors"
 ROWS = "rows"
-# Of each kind of slot its arrays; the layout for several owners is no part of a file.
-FIELDS: Mapping[type, tuple[str, ...]] = {
-    LowRank: ("a", "b"),
-    Scale: ("by",),
-    Rows: ("table",),
-}
-_KINDS = {kind.__name__: kind for kind in FIELDS}
 
 
 def save(
@@ -50,10 +44,8 @@ def save(
     """
     tensors = {ROWS: np.asarray(rows, np.float32)}
     for site, slot in slots.items():
-        for field in FIELDS[type(slot)]:
-            array = np.asarray(getattr(slot, field), np.float32)
-            # That of the one owner, where the slot has an axis for several.
-            array = array[:, 0] if not isinstance(slot, Rows) else array
+        for field, array in slot.arrays().items():
+            array = np.asarray(array, np.float32)
             tensors[f"{SLOTS}{site}/{type(slot).__name__}/{field}"] = array
     numbers = _numbers(tensors)
     prompt_file.check_finite(numbers, path)
@@ -93,7 +85,7 @@ def load(
             continue
         site, _, field = name.removeprefix(SLOTS).rpartition("/")
         site, _, kind = site.rpartition("/")
-        known = FIELDS.get(_KINDS.get(kind, object), ())
+        known = KINDS[kind].FIELDS if kind in KINDS else ()
         is_slot = name.startswith(SLOTS) and field in known
         if not is_slot or array.dtype != np.float32:
             raise UserError(
@@ -107,10 +99,10 @@ def load(
     slots = {}
     for site, kinds in parts.items():
         ((kind, fields),) = kinds.items()
-        missing = set(FIELDS[_KINDS[kind]]) - fields.keys()
+        missing = set(KINDS[kind].FIELDS) - fields.keys()
         if missing:
             raise UserError(f"{path} lacks {', '.join(sorted(missing))} of {site}")
-        slots[site] = _KINDS[kind].of(**fields)
+        slots[site] = KINDS[kind].of(*(fields[name] for name in KINDS[kind].FIELDS))
     return tensors[ROWS], slots, card
 
 

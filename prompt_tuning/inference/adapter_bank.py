@@ -88,10 +88,12 @@ def where(found: Adapters, items: Sequence[Item], shape: tuple[int, int]) -> Whe
     """
     owner = np.zeros(shape[0], np.int32)
     positions = np.full(shape, -1, np.int32)
+    segments = np.zeros(shape, np.int32)
     for row, item in enumerate(items):
+        segments[row, : len(item.ids)] = item.ids != 0
         if item.prompt in found.numbers:
             owner[row] = found.numbers[item.prompt]
             # Position i of the prompt is -(i + 1).
             own = found.starts[item.prompt] - 1 - item.ids
             positions[row, : len(own)] = np.where(item.ids < 0, own, -1)
-    return Where(positions, owner)
+    return Where(positions, owner, segments)

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from prompt_tuning.methods.method import Leaves, Method, Start
-from prompt_tuning.network.adapters import HIDDEN, Rows, Slot
+from prompt_tuning.methods.method import Leaves, Method, Start, depth_of
+from prompt_tuning.network.adapters import HIDDEN, Slot
+from prompt_tuning.network.slots import Rows
 from prompt_tuning.types import Array, Params
 
 
@@ -24,8 +25,7 @@ class DeepPrompt(Method, kind="deep_prompt"):
     def init(self, key: Array, start: Start) -> Leaves:
         """The rows, once for each layer."""
         del key
-        depth = start.base["encoder"]["layers"]["pre_mlp_layer_norm"]["scale"].shape[0]
-        return {"layers": jnp.tile(start.rows, (depth, 1, 1))}
+        return {"layers": jnp.tile(start.rows, (depth_of(start.base), 1, 1))}
 
     def rows(self, leaves: Leaves, base: Params) -> Array:
         """Those of the lowest layer."""

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from prompt_tuning import trees
 from prompt_tuning.methods import kernels
 from prompt_tuning.methods.method import Leaves, Method, Start
-from prompt_tuning.network.adapters import INPUT, OUTPUT, Scale, Slot
+from prompt_tuning.network.adapters import INPUT, OUTPUT, Slot
+from prompt_tuning.network.slots import Scale
 from prompt_tuning.types import Array, Params
 
 

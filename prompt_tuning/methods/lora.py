@@ -16,7 +16,8 @@ from prompt_tuning import trees
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import kernels
 from prompt_tuning.methods.method import Leaves, Method, Start, positive, torch_uniform
-from prompt_tuning.network.adapters import OUTPUT, LowRank, Slot
+from prompt_tuning.network.adapters import OUTPUT, Slot
+from prompt_tuning.network.slots import LowRank
 from prompt_tuning.types import Array, Params
 
 

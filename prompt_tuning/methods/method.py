@@ -193,6 +193,11 @@ def as_is(tuned: Params, base: Params) -> Params:
     return tuned
 
 
+def depth_of(base: Params) -> int:
+    """The layers of a model's encoder."""
+    return base["encoder"]["layers"]["pre_mlp_layer_norm"]["scale"].shape[0]
+
+
 def positive(method: Method, *names: str) -> None:
     """Refuses options that are no whole numbers of 1 or more.
 

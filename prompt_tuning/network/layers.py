@@ -202,7 +202,7 @@ class Attention(nn.Module):
         where: Where | None = None,
         *,
         mask: Array | None = None,  # [B, 1, Q, K]
-        bias: Array | None = None,  # [1, N, Q, K]
+        bias: Array | None = None,  # [1, N, Q, K], for the keys of a prefix too
         deterministic: bool = True,
         decode: bool = False,
     ) -> Array:  # [B, Q, H]
@@ -238,6 +238,10 @@ class Attention(nn.Module):
             key, value, mask, bias = self._append_to_cache(*project_kv(x), mask, bias)
         else:
             key, value = self._memorize(lambda: project_kv(memory))
+        if not self.over_encoder:
+            key, value, mask = adapters.at(
+                self, adapters.PREFIX, (key, value, mask), where
+            )
 
         summand = None
         if mask is not None:

@@ -94,12 +94,16 @@ class Model:
     ) -> tuple[Array, Array]:  # [B, T, H] and [B, S, H]
         """What the encoder gives, and what the output layer takes."""
         tokens = batch["encoder_input_tokens"]
-        positions = tokens - self.network.config.vocab_size
         kwargs = {
             "encoder_segment_ids": batch.get("encoder_segment_ids"),
             "enable_dropout": dropout_rng is not None,
             "rngs": {} if dropout_rng is None else {"dropout": dropout_rng},
-            "where": Where(positions, batch.get("prompt_index")),
+            "where": Where.of(
+                tokens,
+                self.network.config.vocab_size,
+                batch.get("prompt_index"),
+                batch.get("encoder_segment_ids"),
+            ),
         }
         encoded = self.network.apply(
             variables(params), tokens, method="encode", **kwargs

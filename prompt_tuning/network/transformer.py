@@ -160,6 +160,13 @@ class Stack(nn.Module):
         max_decode_length: int | None = None,
     ) -> Array:  # [B, T, H]
         cfg = self.config
+        # Positions before the first, which a prefix of keys takes.
+        before = 0
+        if self.is_decoder:
+            before = adapters.prefix_length(self, where)
+        else:
+            x = adapters.at(self, adapters.EMBEDDED, x, where)
+        length = max_decode_length if decode and max_decode_length else x.shape[1]
         bias = layers.RelativePositionBias(
             cfg.num_heads,
             cfg.relpos_buckets,
@@ -167,7 +174,7 @@ class Stack(nn.Module):
             bidirectional=not self.is_decoder,
             dtype=cfg.dtype,
             name="relpos_bias",
-        )(max_decode_length if decode and max_decode_length else x.shape[1])
+        )(before + length)[:, :, before:]
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(
             x, deterministic=deterministic
         ).astype(cfg.dtype)
@@ -175,7 +182,7 @@ class Stack(nn.Module):
         block = Block
         if cfg.remat != "none":
             block = nn.remat(Block, policy=REMAT_POLICIES[cfg.remat], prevent_cse=False)
-        length = cfg.num_decoder_layers if self.is_decoder else cfg.num_encoder_layers
+        depth = cfg.num_decoder_layers if self.is_decoder else cfg.num_encoder_layers
         x, _ = nn.scan(
             block,
             variable_axes={
@@ -186,8 +193,8 @@ class Stack(nn.Module):
             },
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
-            length=length,
-            unroll=min(cfg.unroll, length),
+            length=depth,
+            unroll=min(cfg.unroll, depth),
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(
             cfg, self.is_decoder, deterministic, decode, name="layers"
@@ -261,8 +268,7 @@ class Transformer(nn.Module):
         """Where prompts stand; None where no layer holds anything of a method."""
         if adapters.COLLECTION not in self.variables:
             return None
-        positions = ids.astype(jnp.int32) - self.config.vocab_size
-        return Where(positions, None) if where is None else where
+        return Where.of(ids, self.config.vocab_size) if where is None else where
 
     def encode(
         self,

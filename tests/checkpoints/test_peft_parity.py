@@ -18,6 +18,7 @@ peft = pytest.importorskip("peft")
 from prompt_tuning import trees
 from prompt_tuning.checkpoints import huggingface, layout, prompt_formats
 from prompt_tuning.methods import registry
+from prompt_tuning.methods.decoder_prefix import DecoderPrefix
 from prompt_tuning.methods.ia3 import IA3
 from prompt_tuning.methods.lora import LoRA
 from prompt_tuning.methods.method import Start, assemble
@@ -364,27 +365,14 @@ def as_ours(arrays, shape):
     return np.stack([np.asarray(x).T.reshape(shape[1:]) for x in arrays])
 
 
-@pytest.mark.parametrize("kind", ADAPTERS)
-def test_adapters_compute_what_pefts_do(kind, folder, ours, batch):
-    method, config, names = ADAPTERS[kind]
-    config.task_type = "SEQ_2_SEQ_LM"
-    model = peft.get_peft_model(base(folder), config).eval()
-    _, params = ours
+def our_values(method, leaves, ours, batch):
+    """Loss and logits, and the gradient of the leaves."""
+    model, params = ours
     network = Model(
-        Transformer(ours[0].network.config),
+        Transformer(model.network.config),
         z_loss=0.0,
         loss_normalizing_factor="NUM_REAL_TARGET_TOKENS",
     )
-    start = Start(np.zeros((0, WIDTH)), params["token_embedder"]["embedding"], params)
-    shapes = trees.flatten(jax.eval_shape(method.init, jax.random.key(0), start))
-    torch.manual_seed(1)
-    leaves = {}
-    for name, leaf in shapes.items():
-        theirs = at_peft(model, name, names)
-        with torch.no_grad():
-            for parameter in theirs:
-                parameter.add_(torch.randn_like(parameter) * 0.3)
-        leaves[name] = as_ours([p.detach() for p in theirs], leaf.shape)
     text = {
         **batch,
         "encoder_input_tokens": batch["encoder_input_tokens"][:, LENGTH:],
@@ -395,16 +383,60 @@ def test_adapters_compute_what_pefts_do(kind, folder, ours, batch):
         tree = trees.merge(assemble({"x": part}, ["x"]), params)
         return network.loss(tree, text)[0], network.logits(tree, text)
 
-    value = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (found, logits), gradient = value(trees.unflatten(leaves))
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(leaves)
+
+
+def assert_same_values(model, batch, found, logits):
+    """Compares with PEFT's loss and logits, and leaves it with gradients."""
     theirs = run_peft(model, batch)
     theirs.loss.backward()
     real = batch["decoder_target_tokens"] > 0
     assert_close(logits[real], theirs.logits.detach().numpy()[real])
     assert_close(found, theirs.loss.detach())
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_adapters_compute_what_pefts_do(kind, folder, ours, batch):
+    method, config, names = ADAPTERS[kind]
+    config.task_type = "SEQ_2_SEQ_LM"
+    model = peft.get_peft_model(base(folder), config).eval()
+    _, params = ours
+    start = Start(np.zeros((0, WIDTH)), params["token_embedder"]["embedding"], params)
+    shapes = trees.flatten(jax.eval_shape(method.init, jax.random.key(0), start))
+    torch.manual_seed(1)
+    leaves = {}
+    for name, leaf in shapes.items():
+        theirs = at_peft(model, name, names)
+        with torch.no_grad():
+            for parameter in theirs:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+        leaves[name] = as_ours([p.detach() for p in theirs], leaf.shape)
+    (found, logits), gradient = our_values(method, trees.unflatten(leaves), ours, batch)
+    assert_same_values(model, batch, found, logits)
     for name, grad in trees.flatten(gradient).items():
         wanted = [p.grad for p in at_peft(model, name, names)]
         assert_close(grad, as_ours(wanted, grad.shape))
+
+
+def test_a_decoder_prefix_computes_what_pefts_does(folder, ours, batch):
+    """Its keys have the relative positions of what precedes the decoder's tokens.
+
+    PEFT has 2 L entries of P rows. It repeats the list and cuts it into fours, of which
+    the decoder's self-attention takes two: layer i gets entries 4 i and 4 i + 1, modulo
+    2 L, and every other pair is never read.
+    """
+    config = peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3)
+    model = peft.get_peft_model(base(folder), config).eval()
+    weight = model.prompt_encoder["default"].embedding.weight
+    entries = lambda array: np.asarray(array).reshape(3, 4, WIDTH).transpose(1, 0, 2)
+    theirs = entries(weight.detach())
+    leaves = {"key_rows": theirs[[0, 0]], "value_rows": theirs[[1, 1]]}
+    (found, logits), gradient = our_values(DecoderPrefix(length=3), leaves, ours, batch)
+    assert_same_values(model, batch, found, logits)
+    wanted = entries(weight.grad)
+    assert_close(gradient["key_rows"].sum(axis=0), wanted[0])
+    assert_close(gradient["value_rows"].sum(axis=0), wanted[1])
+    assert not wanted[2:].any()
 
 
 @pytest.mark.parametrize("kind", ["mlp", "lstm"])

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from prompt_tuning import cli
-from prompt_tuning.checkpoints import adapter_file, base_models
+from prompt_tuning.checkpoints import adapter_file, base_models, prompt_file
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference.engine import Engine
 from prompt_tuning.inference.store import PromptStore
 from prompt_tuning.network.transformer import T5Config
 
 KINDS = ["lora", "ia3", "deep_prompt", "prefix_tuning", "prompt_tuning"]
+KINDS += ["decoder_prefix", "dept", "instruction_aware_prompt", "p_tuning"]
 TEXTS = ("a fine film", "so dull a story that nobody wants", "what is this", "very")
 
 
@@ -112,6 +113,9 @@ def test_a_file_holds_what_the_layers_hold(trained):
     (site,) = slots
     assert site == "encoder/layers/hidden" and card["length"] == 3
     np.testing.assert_array_equal(slots[site].table[0], rows)
+    # What only makes rows is saved as the prompt that it made.
+    rows, card = prompt_file.load_prompt(path_of(trained, "p_tuning"))
+    assert rows.shape == (3, 16) and card["method"] == "p_tuning"
 
 
 def test_what_cannot_carry_an_adapter_refuses_it(trained, source, tmp_path, capsys):

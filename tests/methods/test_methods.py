@@ -13,14 +13,24 @@ import pytest
 from prompt_tuning import decoding, trees
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import registry
+from prompt_tuning.methods.decoder_prefix import DecoderPrefix
 from prompt_tuning.methods.decomposed_prompt import DecomposedPrompt
+from prompt_tuning.methods.dept import DePT
 from prompt_tuning.methods.ia3 import IA3
+from prompt_tuning.methods.instruction_aware_prompt import (
+    ABOVE,
+    BELOW,
+    InstructionAwarePrompt,
+)
 from prompt_tuning.methods.lora import LoRA
 from prompt_tuning.methods.low_dimensional_prompt import LowDimensionalPrompt
-from prompt_tuning.methods.method import Method, Start, assemble
+from prompt_tuning.methods.method import COLLECTION, Method, Start, assemble
+from prompt_tuning.methods.multitask_prompt import MultitaskPrompt
 from prompt_tuning.methods.p_tuning import PTuning
+from prompt_tuning.methods.prefix_tuning import PrefixTuning
 from prompt_tuning.methods.residual_prompt import ResidualPrompt
 from prompt_tuning.methods.superposed_prompt import SuperposedPrompt
+from prompt_tuning.network.adapters import Where
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt, virtual_ids
 from prompt_tuning.network.transformer import T5Config, Transformer
@@ -44,6 +54,8 @@ METHODS = {
     if method().result != "model" and method.__module__.startswith("prompt_tuning.")
 }
 METHODS["p_tuning_lstm"] = PTuning(encoder="lstm", hidden=6)
+METHODS["decoder_prefix_short"] = DecoderPrefix(length=2)
+METHODS["dept_short"] = DePT(rank=3, places=3)
 
 
 def started(method, key=KEY):
@@ -98,7 +110,7 @@ def fit(*members):
     return loop.fit(model, BASE, members, Schedule(3, log_period=1), key=KEY)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["residual_prompt", "lora", "prefix_tuning"])
 def test_a_step_moves_every_leaf_and_its_prompt(name):
     method = METHODS[name]
     one = member("p", method)
@@ -157,7 +169,66 @@ def test_a_prefix_starts_as_the_keys_of_normed_rows():
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["lora", "ia3", "deep_prompt", "prefix_tuning"])
+def test_offsets_of_zero_leave_the_prompt_alone():
+    batch = next(batches(0))
+    method = registry.named("dept")
+    model = Model(Transformer(CONFIG, bank_of(("p", method))))
+    params, _ = params_of(method, started(method))
+    plain = {**BASE, "prompts": {"p": ROWS}}
+    logits = jax.jit(model.logits)
+    np.testing.assert_array_equal(logits(params, batch), logits(plain, batch))
+
+
+@pytest.mark.parametrize("name", ["dept", "instruction_aware_prompt"])
+def test_examples_packed_into_a_row_are_read_apart(name):
+    """What depends on the text is that of each example, wherever it stands."""
+    method = METHODS[name]
+    leaves = jax.tree.map(lambda x: x + 0.3, started(method))
+    params, bank = params_of(method, leaves)
+    one, two = (
+        {key: value[:1] for key, value in next(batches(seed)).items()}
+        for seed in (1, 2)
+    )
+    two["encoder_input_tokens"] = two["encoder_input_tokens"][:, :-2]
+    packed = {
+        key: np.concatenate([one[key], two[key], np.zeros((1, 2), one[key].dtype)], 1)
+        for key in one
+    }
+    for side, lengths in (("encoder", (9, 7, 2)), ("decoder", (2, 2, 2))):
+        packed[f"{side}_segment_ids"] = np.repeat([1, 2, 0], lengths)[None]
+    logits = jax.jit(Model(Transformer(CONFIG, bank)).logits)
+    found = logits(params, packed)[0]
+    for row, place in ((one, slice(0, 2)), (two, slice(2, 4))):
+        wanted = logits(params, row)[0]
+        np.testing.assert_allclose(found[place], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_instruction_aware_prompts_differ_with_the_text():
+    """The formula of the paper, over the text of each row."""
+    method = InstructionAwarePrompt(bottleneck=3)
+    leaves = started(method)
+    (slot,) = method.slots(leaves, BASE).values()
+    h = jax.random.normal(jax.random.key(5), (1, 6, 16))
+    where = Where(
+        jnp.array([[0, 1, -9, -9, -9, -64]]), None, jnp.array([[1, 1, 1, 1, 1, 0]])
+    )
+    found = jax.tree.map(lambda x: x[0], slot)(h, where, h)
+    z = h[0, 2:5] @ leaves["down"][0]
+    weights = jax.nn.softmax(z @ leaves["pool"][0], axis=0)
+    pooled = weights.T @ z
+    active = jnp.polyval(jnp.array(ABOVE[::-1]), pooled)
+    active /= 1 + jnp.abs(jnp.polyval(jnp.array((*BELOW[::-1], 0.0)), pooled))
+    np.testing.assert_allclose(active, nn.gelu(pooled, approximate=False), atol=3e-3)
+    wanted = active @ leaves["up"][0]
+    np.testing.assert_allclose(found[0, :2], wanted[:2], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found[0, 2:], h[0, 2:])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lora", "deep_prompt", "prefix_tuning", "decoder_prefix", "dept"]
+    + ["instruction_aware_prompt"],
+)
 def test_decoding_says_what_teacher_forcing_says(name):
     """Cached decoding passes the same sites: the likelihood of its own greedy answer."""
     method = METHODS[name]
@@ -193,7 +264,7 @@ def test_rows_of_all_methods_in_one_batch_equal_each_alone():
     base = jax.jit(Model(Transformer(config)).init)(jax.random.key(1))
     bank = bank_of(*METHODS.items())
     ids = virtual_ids(bank, config.vocab_size)
-    leaves, rows, alone = {}, [], []
+    leaves, rows, alone = {}, [], {}
     for number, (name, method) in enumerate(METHODS.items()):
         own = method.init(jax.random.key(number), Start(ROWS, TABLE, base))
         own = method.place(name, jax.tree.map(lambda x: x + 0.01, own))
@@ -203,8 +274,10 @@ def test_rows_of_all_methods_in_one_batch_equal_each_alone():
         prompts = bank_of((name, method))
         part = method.materialize(own, base)
         single = trees.merge(assemble({name: part}, [name], prompts), base)
-        logits = jax.jit(Model(Transformer(config, prompts)).logits)
-        alone.append(logits(single, row)[0])
+        # Prompts of all kinds are looked up in one way: two of them stand for it.
+        if part.get(COLLECTION) or name in ("prompt_tuning", "p_tuning"):
+            logits = jax.jit(Model(Transformer(config, prompts)).logits)
+            alone[number] = logits(single, row)[0]
         tokens = row["encoder_input_tokens"]
         if method.has_prompt:
             tokens = np.concatenate([ids[name][None], tokens[:, LENGTH:]], axis=1)
@@ -224,17 +297,15 @@ def test_rows_of_all_methods_in_one_batch_equal_each_alone():
         return model.loss(params, batch)[0], model.logits(params, batch)
 
     gradient, together = jax.jit(jax.grad(loss_and_logits, has_aux=True))(leaves)
-    for found, wanted in zip(together, alone, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-4)
+    for number, wanted in alone.items():
+        np.testing.assert_allclose(together[number], wanted, rtol=2e-4, atol=2e-4)
     for name, leaf in trees.flatten(gradient).items():
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, name
 
 
 def test_methods_side_by_side_end_where_each_does_alone():
-    members = [
-        member(name, method, seed)
-        for seed, (name, method) in enumerate(METHODS.items())
-    ]
+    names = ["lora", "ia3", "deep_prompt", "p_tuning", "decoder_prefix"]
+    members = [member(name, METHODS[name], seed) for seed, name in enumerate(names)]
     together = fit(*members)
     for each in (m for m in members if m.name in ("lora", "deep_prompt", "p_tuning")):
         alone = fit(each)[each.name]
@@ -255,8 +326,13 @@ def test_methods_side_by_side_end_where_each_does_alone():
         (LowDimensionalPrompt(dimensions=2), 100, 1_736),
         (LowDimensionalPrompt(dimensions=64), 100, 7_936),
         (LowDimensionalPrompt(dimensions=256), 100, 27_136),
+        (DePT(rank=45), 40, 76_800),
+        (MultitaskPrompt(), 100, 76_800 + 100 + 768),
         (LoRA(), 0, 884_736),
         (IA3(), 0, 104_448),
+        (PrefixTuning(), 20, 1_105_920),
+        (DecoderPrefix(20), 0, 368_640),
+        (InstructionAwarePrompt(16, shared_layers=4), 4, 3 * 2 * 16 * 768 + 12 * 76),
     ],
     ids=str,
 )
@@ -317,6 +393,12 @@ def test_an_lstm_reads_from_both_ends():
         (lambda: LoRA(rank=0), "LoRA.rank=0 must be a whole number"),
         (lambda: started(LoRA(rank=17)), "LoRA.rank=17 is more than .* has"),
         (lambda: started(LoRA(targets=("q",))), r"targets=\['q'\]: q is no kernel"),
+        (lambda: DecoderPrefix(length=0), "DecoderPrefix.length=0 must be"),
+        (lambda: DePT(places=1.5), "DePT.places=1.5 must be"),
+        (
+            lambda: started(InstructionAwarePrompt(shared_layers=2)),
+            "shared_layers=2 does not divide the 1 layers",
+        ),
         (lambda: PTuning(hidden=-1), "PTuning.hidden=-1 must be a whole number"),
         (lambda: registry.named("absent"), "no method is called 'absent'; choose"),
     ],

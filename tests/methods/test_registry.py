@@ -17,7 +17,7 @@ def shapes(tiny_config):
     return nn.meta.unbox(model.abstract_params())
 
 
-@pytest.mark.parametrize("method", ["prompt_tuning", "model_tuning"])
+@pytest.mark.parametrize("method", ["prompt_tuning", "model_tuning", "norm_tuning"])
 def test_every_leaf_is_either_tuned_or_frozen(method, shapes):
     tuned, frozen = registry.split(shapes, registry.rules_of(method))
     assert set(trees.flatten(trees.merge(tuned, frozen))) == set(trees.flatten(shapes))
@@ -27,6 +27,15 @@ def test_prompt_tuning_tunes_the_prompts_alone(shapes):
     tuned, frozen = registry.split(shapes, registry.rules_of("prompt_tuning"))
     assert set(trees.flatten(tuned)) == {"prompts/a", "prompts/b"}
     assert not any("prompt" in name for name in trees.flatten(frozen))
+
+
+def test_norm_tuning_tunes_vectors_alone(shapes):
+    tuned, frozen = registry.split(shapes, registry.rules_of("norm_tuning"))
+    assert {name.rsplit("/", 1)[1] for name in trees.flatten(tuned)} == {
+        "scale",
+        "rel_embedding",
+    }
+    assert not any(name.endswith("scale") for name in trees.flatten(frozen))
 
 
 def test_model_tuning_freezes_nothing(shapes):

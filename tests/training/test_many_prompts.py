@@ -407,26 +407,6 @@ def arguments(tmp_path, train_words):
     )
 
 
-def test_prompts_of_several_methods_are_saved_as_prompts(
-    arguments, tiny_checkpoint, tmp_path, capsys
-):
-    methods = ["residual_prompt", "low_dimensional_prompt", "p_tuning"]
-    assert cli.main(arguments("run", PROMPTS=[{"method": methods}])) == 0
-    results = json.loads(capsys.readouterr().out)
-    assert len(results["members"]) == 3
-    for kind in methods:
-        path = tmp_path / "run/prompts" / f"method_{kind}.safetensors"
-        prompt, card = prompt_file.load_prompt(path)
-        assert card["method"] == kind and prompt.shape[0] == card["length"]
-        words = [
-            "--gin_file=models/tiny.gin",
-            f"--gin.INITIAL_CHECKPOINT_PATH={tiny_checkpoint}",
-            f"--gin.PROMPT_FILE={path}",
-        ]
-        assert cli.main(["infer", *words, "a fine film"]) == 0
-        assert json.loads(capsys.readouterr().out)["answer"] in ("good", "bad")
-
-
 def test_one_command_equals_the_runs_it_stands_for(arguments, tmp_path, capsys):
     """Seeds, learning rates, lengths and initialisations through the command line."""
     prompts = [

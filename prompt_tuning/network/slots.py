@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may lie at a site of the network: `adapters.Slot` in all its kinds.
+
+Slots but `Rows` have one array for each of their owners, on an axis behind that of the
+layers: K arrays, of which the first is neutral as soon as there are several owners.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self, TypeVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from prompt_tuning.network.adapters import INPUT, OUTPUT, Where
+from prompt_tuning.types import Array
+
+# Added to the attention logits of what is not there (see `layers.MASKED`).
+MASKED = -1e10
+
+SlotType = TypeVar("SlotType")
+
+
+class _ByOwner:
+    """Slots that differ by the owner of a row.
+
+    Their last two fields are:
+      place: of each owner its array among the K; of size 0 where the one array is that
+        of all rows: [L, E].
+      start: of each array the first of its owner's positions in the bank: [L, K].
+    """
+
+    FIELDS: ClassVar[tuple[str, ...]]
+    # What follows from the fields and is kept beside them.
+    DERIVED: ClassVar[tuple[str, ...]] = ()
+    NEUTRAL: ClassVar[float] = 0.0
+    place: Array
+    start: Array
+
+    @classmethod
+    def of(cls, *arrays: Array) -> Self:
+        """That of one owner: `FIELDS` without the axis K."""
+        layers = arrays[0].shape[0]
+        nobody = jnp.zeros((layers, 0), jnp.int32)
+        first = jnp.zeros((layers, 1), jnp.int32)
+        return _make(cls, *(array[:, None] for array in arrays), nobody, first)
+
+    def arrays(self) -> dict[str, Array]:
+        """What `of` was given, of the last owner."""
+        return {name: getattr(self, name)[:, -1] for name in self.FIELDS}
+
+    @classmethod
+    def joined(
+        cls, slots: Mapping[int, Self], owners: int, positions: Sequence[slice]
+    ) -> Self:
+        """See `adapters.Slot`; arrays are filled up to the largest."""
+        arrays = []
+        for name in (*cls.FIELDS, *cls.DERIVED):
+            own = [getattr(slot, name) for slot in slots.values()]
+            shape = (
+                tuple(map(max, *(array.shape for array in own))) if own[1:] else None
+            )
+            own = [cls._filled(name, array, shape) for array in own]
+            neutral = jnp.full_like(own[0], cls.NEUTRAL)
+            arrays.append(jnp.concatenate([neutral, *own], axis=1))
+        place = {owner: number for number, owner in enumerate(slots, start=1)}
+        row = [place.get(owner, 0) for owner in range(owners)]
+        first = [0, *(positions[owner].start for owner in slots)]
+        layers = arrays[0].shape[0]
+        each = lambda row: jnp.tile(jnp.array(row, jnp.int32), (layers, 1))
+        return _make(cls, *arrays, each(row), each(first))
+
+    @classmethod
+    def _filled(cls, name: str, array: Array, shape: tuple[int, ...] | None) -> Array:
+        """With zeros at the ends of its axes, which change nothing there."""
+        del name
+        return array if shape is None else _padded(array, shape)
+
+    def _own(self, where: Where) -> list[Array]:
+        """The arrays of each row, and where its positions start: [B or 1, ...]."""
+        names = (*self.FIELDS, *self.DERIVED, "start")
+        if self.place.size == 0:
+            return [getattr(self, name) for name in names]
+        place = self.place[where.owner]
+        return [getattr(self, name)[place] for name in names]
+
+
+@flax.struct.dataclass
+class LowRank(_ByOwner):
+    """Adds a product of low rank (LoRA): ``y + x a b``.
+
+    Attributes:
+      a: [L, K, in, r].
+      b: [L, K, r, out].
+    """
+
+    FIELDS = ("a", "b")
+    a: Array
+    b: Array
+    place: Array
+    start: Array
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Those of the input and of the output of the `Dense`."""
+        layers = self.a.shape[0]
+        return {INPUT: (layers, self.a.shape[2]), OUTPUT: (layers, self.b.shape[3])}
+
+    def __call__(self, y: Array, where: Where, x: Array) -> Array:  # [B, T, out]
+        """Adds to the output of a `Dense` what its input gives."""
+        a, b = (own.astype(y.dtype) for own in self._own(where)[:2])
+        if self.place.size == 0:
+            low = jnp.einsum("bti,ir->btr", x, a[0])
+            return y + jnp.einsum("btr,ro->bto", low, b[0])
+        return y + jnp.einsum("btr,bro->bto", jnp.einsum("bti,bir->btr", x, a), b)
+
+
+@flax.struct.dataclass
+class Scale(_ByOwner):
+    """Multiplies element by element (IA3).
+
+    Attributes:
+      by: [L, K, width].
+    """
+
+    FIELDS = ("by",)
+    NEUTRAL = 1.0
+    by: Array
+    place: Array
+    start: Array
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Those of the value that passes."""
+        return {"": (self.by.shape[0], self.by.shape[2])}
+
+    def __call__(self, y: Array, where: Where, x: Array) -> Array:  # [B, T, width]
+        """Multiplies every position of a row."""
+        del x
+        by, _ = self._own(where)
+        return y * by.astype(y.dtype)[:, None]
+
+
+@flax.struct.dataclass
+class Offset(_ByOwner):
+    """Adds to the text a product of low rank that depends on the place in it (DePT).
+
+    Text beyond the places that it knows is left as it is.
+
+    Attributes:
+      a: of each place in a text its row: [L, K, A, r].
+      b: [L, K, r, width].
+    """
+
+    FIELDS = ("a", "b")
+    a: Array
+    b: Array
+    place: Array
+    start: Array
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Those of the value that passes."""
+        return {"": (self.b.shape[0], self.b.shape[3])}
+
+    def __call__(self, y: Array, where: Where, x: Array) -> Array:  # [B, T, width]
+        """Adds to each piece of text what belongs to its place."""
+        del x
+        a, b, _ = self._own(where)
+        text = _is_text(where)
+        count = jnp.cumsum(text, axis=1)
+        # What lies before the example that a position belongs to.
+        before = jnp.roll(where.segments, 1, axis=1).at[:, 0].set(0)
+        begins = where.segments != before
+        passed = jax.lax.cummax(jnp.where(begins, count - text, 0), axis=1)
+        place = count - 1 - passed
+        known = text & (place < a.shape[1])
+        place = jnp.clip(place, 0, a.shape[1] - 1)
+        low = jnp.take_along_axis(a, place[..., None], axis=1)
+        added = jnp.einsum(
+            "btr,bro->bto", low, jnp.broadcast_to(b, (len(y), *b.shape[1:]))
+        )
+        return y + jnp.where(known[..., None], added, 0.0).astype(y.dtype)
+
+
+@flax.struct.dataclass
+class Generator(_ByOwner):
+    """Makes the states of a prompt's positions of those of the text (IAPT).
+
+    With h the states of the text, n of them: ``z = h down``, ``A = softmax(z pool)`` over
+    the text, and position i gets ``rational(A_i z) up``, where ``rational(x)`` is
+    ``sum_j c_j x^j / (1 + |sum_j d_j x^j|)`` with c of degree 6 and d of 5 from 1.
+
+    Attributes:
+      down: [L, K, H, m].
+      pool: one column for each position: [L, K, m, P].
+      rational: c and then d: [L, K, 12].
+      up: [L, K, m, H].
+    """
+
+    FIELDS = ("down", "pool", "rational", "up")
+    NUMERATOR: ClassVar[int] = 7
+    down: Array
+    pool: Array
+    rational: Array
+    up: Array
+    place: Array
+    start: Array
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Those of the value that passes."""
+        return {"": (self.down.shape[0], self.down.shape[2])}
+
+    def __call__(self, y: Array, where: Where, x: Array) -> Array:  # [B, T, H]
+        """The states, those of prompts made anew."""
+        del x
+        down, pool, rational, up, start = self._own(where)
+        each = lambda own: jnp.broadcast_to(own, (len(y), *own.shape[1:]))
+        index = where.positions - start[:, None]
+        own = jax.nn.one_hot(index, pool.shape[2], dtype=jnp.float32)  # [B, T, P]
+        own = jnp.where((where.positions >= 0)[..., None], own, 0.0)
+        z = jnp.einsum("bth,bhm->btm", y, each(down).astype(y.dtype))
+        z = z.astype(jnp.float32)
+        score = jnp.einsum(
+            "btp,bkp->btk", own, jnp.einsum("bkm,bmp->bkp", z, each(pool))
+        )
+        seen = where.segments[:, :, None] == where.segments[:, None, :]
+        seen &= _is_text(where)[:, None, :]
+        weights = jax.nn.softmax(jnp.where(seen, score, MASKED), axis=-1)
+        pooled = jnp.einsum("btk,bkm->btm", weights, z)
+        made = jnp.einsum("btm,bmh->bth", self._activate(pooled, rational), each(up))
+        here = own.sum(-1) > 0
+        if self.place.size:
+            here &= (self.place[where.owner] > 0)[:, None]
+        return jnp.where(here[..., None], made.astype(y.dtype), y)
+
+    def _activate(self, x: Array, rational: Array) -> Array:  # [B, T, m], [B or 1, 12]
+        coefficient = lambda i: rational[:, i, None, None]
+        above = sum(coefficient(j) * x**j for j in range(self.NUMERATOR))
+        below = sum(
+            coefficient(self.NUMERATOR - 1 + j) * x**j
+            for j in range(1, rational.shape[1] - self.NUMERATOR + 1)
+        )
+        return above / (1.0 + jnp.abs(below))
+
+
+@flax.struct.dataclass
+class Prefix(_ByOwner):
+    """Keys and values before those of the decoder's own positions (prefix tuning).
+
+    Attributes:
+      keys: [L, K, P, N D].
+      values: [L, K, P, N D].
+      is_there: 1 for those of an owner whose prefix is shorter than P too: [L, K, P].
+    """
+
+    FIELDS = ("keys", "values")
+    DERIVED = ("is_there",)
+    keys: Array
+    values: Array
+    is_there: Array
+    place: Array
+    start: Array
+
+    @classmethod
+    def of(cls, *arrays: Array) -> "Prefix":
+        """That of one owner: keys and values, [L, P, N D] each."""
+        return super().of(*arrays, jnp.ones(arrays[0].shape[:2]))
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Those of keys and values."""
+        return {"": (self.keys.shape[0], self.keys.shape[3])}
+
+    @property
+    def length(self) -> int:
+        """P."""
+        return self.keys.shape[-2]
+
+    @classmethod
+    def _filled(cls, name: str, array: Array, shape: tuple[int, ...] | None) -> Array:
+        """In front: a prefix ends where the text begins."""
+        return array if shape is None else _padded(array, shape, axis=2)
+
+    def __call__(self, y: Any, where: Where, x: Any) -> Any:
+        """Keys and values [B, S, N, D] and the mask [B or 1, 1, Q, S], each with more."""
+        del x
+        key, value, mask = y
+        own_keys, own_values, is_there, _ = self._own(where)
+        longer = lambda own, y: jnp.concatenate(
+            [
+                jnp.broadcast_to(
+                    own.reshape(*own.shape[:2], *y.shape[2:]).astype(y.dtype),
+                    (len(y), own.shape[1], *y.shape[2:]),
+                ),
+                y,
+            ],
+            axis=1,
+        )
+        if mask is not None:
+            rows = max(len(mask), len(is_there))
+            more = (is_there > 0)[:, None, None, :]
+            spread = lambda m: jnp.broadcast_to(m, (rows, 1, mask.shape[2], m.shape[3]))
+            mask = jnp.concatenate([spread(more), spread(mask)], axis=3)
+        return longer(own_keys, key), longer(own_values, value), mask
+
+
+@flax.struct.dataclass
+class Rows:
+    """Puts rows of its own at the positions of prompts.
+
+    Attributes:
+      table: [L, R, width].
+      owned: which of the bank's places have a row here: [L, R].
+    """
+
+    FIELDS: ClassVar[tuple[str, ...]] = ("table",)
+    table: Array
+    owned: Array
+
+    @classmethod
+    def of(cls, table: Array) -> "Rows":
+        """Those of one owner, whose prompt is the whole bank: [L, P, width]."""
+        return cls(table, jnp.ones(table.shape[:2], bool))
+
+    def arrays(self) -> dict[str, Array]:
+        """What `of` was given."""
+        return {"table": self.table}
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Those of the value that passes."""
+        return {"": (self.table.shape[0], self.table.shape[2])}
+
+    def __call__(self, y: Array, where: Where, x: Array) -> Array:  # [B, T, width]
+        """The value with the rows in place."""
+        del x
+        place = jnp.clip(where.positions, 0, self.table.shape[0] - 1)
+        here = (where.positions >= 0) & self.owned[place]
+        return jnp.where(here[..., None], self.table.astype(y.dtype)[place], y)
+
+    @classmethod
+    def joined(cls, slots, owners, positions) -> "Rows":
+        """Laid end to end, as prompts are in the bank."""
+        some = next(iter(slots.values())).table
+        tables, owned = [], []
+        for owner in range(owners):
+            length = positions[owner].stop - positions[owner].start
+            shape = (some.shape[0], length)
+            has = owner in slots
+            tables.append(
+                slots[owner].table if has else jnp.zeros((*shape, some.shape[2]))
+            )
+            owned.append(jnp.full(shape, has))
+        return cls(jnp.concatenate(tables, axis=1), jnp.concatenate(owned, axis=1))
+
+
+# Of each kind its class, by the name that files use.
+KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (LowRank, Scale, Rows, Offset, Generator, Prefix)
+}
+
+
+def _make(kind: Callable[..., SlotType], *arrays: Array) -> SlotType:
+    """A slot of all its fields, which the class that reads them does not know."""
+    return kind(*arrays)
+
+
+def _is_text(where: Where) -> Array:  # [B, T] bool
+    return (where.segments > 0) & (where.positions < 0)
+
+
+def _padded(array: Array, shape: Sequence[int], axis: int | None = None) -> Array:
+    """With zeros behind, or in front on one axis."""
+    more = [size - own for size, own in zip(shape, array.shape, strict=True)]
+    return jnp.pad(array, [(n, 0) if i == axis else (0, n) for i, n in enumerate(more)])
