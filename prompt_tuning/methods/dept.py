@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
+from prompt_tuning.errors import UserError
 from prompt_tuning.methods.method import Leaves, Method, Start, positive, torch_uniform
 from prompt_tuning.network.adapters import EMBEDDED, Slot
 from prompt_tuning.network.slots import Offset
@@ -24,16 +25,20 @@ class DePT(Method, kind="dept"):
     Attributes:
       rank: r.
       places: A; text beyond them has no offset.
-      alpha: scales the offsets. The authors tune them with a rate of their own, from
-        5e-4 to the prompt's 0.3: a lower ``alpha`` stands for a lower rate here.
+      alpha: scales the offsets.
+      offset_rate: their learning rate as a multiple of the prompt's. The authors search
+        it: from 5e-4 to the prompt's own 0.3.
     """
 
     rank: int = 45
     places: int = 256
     alpha: float = 8.0
+    offset_rate: float = 1.0
 
     def __post_init__(self):
         positive(self, "rank", "places")
+        if not self.offset_rate >= 0:
+            raise UserError(f"DePT.offset_rate={self.offset_rate} must be 0 or more")
 
     def init(self, key: Array, start: Start) -> Leaves:
         """The rows; A uniform within ``1 / sqrt(r)`` and B zero."""
@@ -43,6 +48,10 @@ class DePT(Method, kind="dept"):
             "places": torch_uniform(key, (self.places, self.rank), self.rank),
             "up": jnp.zeros((self.rank, width)),
         }
+
+    def rate_factors(self) -> Mapping[str, float]:
+        """The offsets' own."""
+        return {"places": self.offset_rate, "up": self.offset_rate}
 
     def rows(self, leaves: Leaves, base: Params) -> Array:
         """The short prompt."""

@@ -8,7 +8,7 @@ activation that is learned too, and up (see `network.slots.Generator`).
 The authors published no code. Chosen here where the paper is silent: the text is the whole
 input of the encoder; each layer overwrites what the layer below left at these positions;
 they stand in front, so that T5's relative positions see them there; all is trained on the
-same batches, the activation's coefficients too; the projections of neighbouring layers are
+same batches, the activation's coefficients at a hundredth of the rate; the projections of neighbouring layers are
 one in groups of ``shared_layers``, while the queries and the activation are each layer's
 own.
 """
@@ -74,6 +74,10 @@ class InstructionAwarePrompt(Method, kind="instruction_aware_prompt"):
             "rational": jnp.tile(jnp.array(ABOVE + BELOW), (depth, 1)),
             "up": torch_uniform(up, (groups, narrow, width), narrow),
         }
+
+    def rate_factors(self) -> Mapping[str, float]:
+        """Coefficients of powers up to the sixth take small steps."""
+        return {"rational": 0.01}
 
     def rows(self, leaves: Leaves, base: Params) -> Array:
         """Zeros: the first layer makes its own."""

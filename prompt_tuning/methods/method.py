@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from prompt_tuning import trees
 from prompt_tuning.errors import UserError
@@ -141,6 +142,29 @@ class Method:
         """
         del leaves, base
         return {}
+
+    def rate_factors(self) -> Mapping[str, float]:
+        """By the name of a leaf, or of a dict of leaves, the multiple of its rate."""
+        return {}
+
+    def optimizer(
+        self, tx: optax.GradientTransformation
+    ) -> optax.GradientTransformation:
+        """The optimizer of a member's leaves, where `place` has put them."""
+        factors = self.rate_factors()
+        if all(factor == 1 for factor in factors.values()):
+            return tx
+
+        def scaled(path: tuple[Any, ...], update: Array) -> Array:
+            # Below the collection and the member's name.
+            return update * factors.get(path[2].key, 1.0)
+
+        return optax.chain(
+            tx,
+            optax.stateless(
+                lambda updates, params: jax.tree.map_with_path(scaled, updates)
+            ),
+        )
 
     def place(self, name: str, leaves: Leaves) -> Params:
         """A member's leaves where they stand among the parameters of a run."""

@@ -193,7 +193,7 @@ def load(planned: Plan, base: BaseModel | None = None) -> Loaded:
         Member(
             name=spec.name,
             tuned=starts[spec.name],
-            tx=spec.optimizer,
+            tx=spec.method.optimizer(spec.optimizer),
             batches=draw,
             evaluate=tasks.evaluate(
                 spec,

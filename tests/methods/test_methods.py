@@ -13,6 +13,7 @@ import pytest
 from prompt_tuning import decoding, trees
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import registry
+from prompt_tuning.methods.composed import Composed
 from prompt_tuning.methods.decoder_prefix import DecoderPrefix
 from prompt_tuning.methods.decomposed_prompt import DecomposedPrompt
 from prompt_tuning.methods.dept import DePT
@@ -95,7 +96,7 @@ def member(name, method, seed=0):
     return Member(
         name=name,
         tuned=method.place(name, started(method)),
-        tx=ADAMW,
+        tx=method.optimizer(ADAMW),
         batches=lambda start: batches(seed, start, method.has_prompt),
         materialize=method.materialize,
     )
@@ -316,6 +317,19 @@ def test_methods_side_by_side_end_where_each_does_alone():
         np.testing.assert_allclose(together[each.name].loss, alone.loss, rtol=1e-5)
 
 
+def test_a_part_at_rate_zero_leaves_the_other_to_itself():
+    """LoRA that stays at its start is none: the prompt ends where it does alone."""
+    method = Composed(("prompt_tuning", "lora"), rates=(1.0, 0.0))
+    before = started(method)
+    found = fit(member("p", method))["p"].tuned["prompts"]["p"]
+    alone = fit(member("p", registry.named("prompt_tuning")))["p"]
+    np.testing.assert_allclose(
+        found["prompt_tuning"], alone.tuned["prompts"]["p"], rtol=1e-5
+    )
+    for path, leaf in trees.flatten(found["lora"]).items():
+        np.testing.assert_array_equal(leaf, trees.flatten(before["lora"])[path])
+
+
 @pytest.mark.parametrize(
     ("method", "length", "count"),
     [
@@ -394,6 +408,17 @@ def test_an_lstm_reads_from_both_ends():
         (lambda: started(LoRA(rank=17)), "LoRA.rank=17 is more than .* has"),
         (lambda: started(LoRA(targets=("q",))), r"targets=\['q'\]: q is no kernel"),
         (lambda: DecoderPrefix(length=0), "DecoderPrefix.length=0 must be"),
+        (lambda: Composed(("lora",)), "must be two methods or more, each once"),
+        (lambda: Composed(("lora", "lora")), "must be two methods or more, each once"),
+        (lambda: Composed(("lora", "model_tuning")), "moves the model itself"),
+        (lambda: Composed(("deep_prompt", "p_tuning")), "more than one has a prompt"),
+        (lambda: Composed(("lora", "absent")), "no method is called 'absent'"),
+        (lambda: Composed(rates=(1.0,)), "a number of 0 or more for each of the 2"),
+        (
+            lambda: Composed(rates=(1.0, -1.0)),
+            "a number of 0 or more for each of the 2",
+        ),
+        (lambda: DePT(offset_rate=-1), "DePT.offset_rate=-1 must be 0 or more"),
         (lambda: DePT(places=1.5), "DePT.places=1.5 must be"),
         (
             lambda: started(InstructionAwarePrompt(shared_layers=2)),
