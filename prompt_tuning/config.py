@@ -1,197 +1,104 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gin for the command line: files in any order, errors in one line.
+"""gin for the command line: what files may name is registered, checked and run.
 
-gin is read here and in `cli` alone; everything below takes plain arguments.
+gin is used here and in `command_line.gin_files` alone; everything below takes plain
+arguments.
 """
 
-import ast
 import copy
-import difflib
-import importlib.util
-import json
-import pathlib
-import re
-from collections.abc import Callable, Sequence
+import functools
+import inspect
+import io
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gin
 import optax
 
-from prompt_tuning import decoding
-from prompt_tuning import files as own_files
-from prompt_tuning.commands import evaluate, export, infer, plan, pretrain, train
-from prompt_tuning.data.local_task import LocalTask
-from prompt_tuning.devices.partitioner import Partitioner
+from prompt_tuning import files, values
+from prompt_tuning.checkpoints import base_models, formats, prompt_formats
+from prompt_tuning.command_line.configuration import Configuration
+from prompt_tuning.command_line.gin_files import Reference
+from prompt_tuning.command_line.table import COMMANDS, CONFIGURABLES, load
 from prompt_tuning.errors import UserError
-from prompt_tuning.network.transformer import T5Config
-from prompt_tuning.runs import settings
-from prompt_tuning.training import optimizers, prompt_starts
-from prompt_tuning.training.schedule import Schedule
-
-# Everything a gin file may name.
-CONFIGURABLES: tuple[Callable[..., Any], ...] = (
-    train.train,
-    evaluate.evaluate,
-    infer.infer,
-    export.export_model,
-    pretrain.pretrain,
-    plan.plan,
-    settings.Settings,
-    settings.Base,
-    settings.Data,
-    settings.Tuning,
-    settings.Objective,
-    Schedule,
-    T5Config,
-    optimizers.adafactor,
-    optimizers.adamw,
-    optimizers.learning_rate_schedule,
-    decoding.Greedy,
-    decoding.Sampling,
-    decoding.Beam,
-    LocalTask,
-    Partitioner,
-    prompt_starts.random_init,
-    prompt_starts.sampled_vocab_init,
-    prompt_starts.class_labels_init,
-    prompt_starts.text_init,
-    prompt_starts.saved_init,
-)
-CONFIGURABLE: dict[str, Callable[..., Any]] = {
-    fn.__name__: gin.external_configurable(fn) for fn in CONFIGURABLES
-}
-# The function that each command runs, by the name that gin files use.
-FUNCTIONS = {
-    "train": "train",
-    "eval": "evaluate",
-    "infer": "infer",
-    "export": "export_model",
-    "pretrain": "pretrain",
-    "plan": "plan",
-}
+from prompt_tuning.types import LearningRate
 
 CONFIG_FILE = "config.gin"
-_MACRO = re.compile(r"^([A-Z][A-Z0-9_]*)\s*=")
-_REFERENCE = re.compile(r"%([A-Z][A-Z0-9_]*)")
-# What may stand for a value inside a list or a dict.
-_CONFIGURABLE = re.compile(r"@[A-Za-z_][\w./]*(\(\))?|%[A-Za-z_]\w*")
 LEARNING_RATE = "LEARNING_RATE"
 _NO_RATE = UserError(
     "PROMPTS give a learning_rate, but the optimizer uses no LEARNING_RATE: take it for "
-    "the rate of adafactor or adamw, as the files in methods/ do"
+    "the rate of adafactor or adamw, as the files in optimizers/ do"
 )
+# What stands where the sizes of a model are wanted. A file that gives one gives all.
+_SIZES, _ONE_SIZE = Reference("T5Config", evaluate=True), "T5Config.vocab_size"
+# The parameter beside them that says which model it is.
+_CHECKPOINT = "initial_checkpoint_path"
 
 
-def configs_folder() -> pathlib.Path:
-    """The folder of the configs that come with the package."""
-    spec = importlib.util.find_spec("prompt_tuning.configs")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("the package's configs are missing; install prompt-tuning anew")
-    return pathlib.Path(next(iter(spec.submodule_search_locations)))
+class _Text(io.StringIO):
+    """A gin text with the name that errors shall give it."""
+
+    def __init__(self, text: str, name: str):
+        super().__init__(text)
+        self.name = name
 
 
-def find(name: str, search_paths: Sequence[str]) -> pathlib.Path:
-    """A gin file by path, or below one of the search paths or the package's configs.
+@functools.cache
+def configurable(name: str) -> Callable[..., Any]:
+    """The function that gin files call by this name, registered when first asked for.
+
+    Whatever gin hands it is checked against its annotations (see `values`).
+    """
+    function = load(CONFIGURABLES[name])
+
+    @functools.wraps(function, updated=())
+    def checked(*args, **kwargs):
+        given = inspect.signature(function).bind_partial(*args, **kwargs)
+        values.check(
+            function, given.arguments, lambda parameter: _said_as(f"{name}.{parameter}")
+        )
+        return function(*args, **kwargs)
+
+    return gin.external_configurable(checked, name, module=function.__module__)
+
+
+# What gin holds came from here; gin itself is global, too.
+_parsed = Configuration(())
+
+
+def _said_as(target: str) -> str:
+    """What the user calls a parameter; its bare name where no file speaks of it."""
+    known = target in _parsed.bound
+    return _parsed.said_as(target) if known else target.rpartition(".")[2]
+
+
+def parse(configuration: Configuration) -> None:
+    """Gives gin the values of a run.
 
     Raises:
-      UserError: no such file; names near to it are listed.
+      UserError: a name or a value is wrong.
     """
-    shipped = configs_folder()
-    relative = name.removeprefix("configs/")
-    candidates = [pathlib.Path(name)]
-    candidates += [pathlib.Path(path) / name for path in search_paths]
-    candidates += [shipped / relative]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    known = sorted(str(p.relative_to(shipped)) for p in shipped.rglob("*.gin"))
-    near = difflib.get_close_matches(relative, known, n=3, cutoff=0.4) or known[:3]
-    raise UserError(f"no gin file {name}; did you mean {', '.join(near)}?")
-
-
-def binding(text: str) -> str:
-    """``NAME=value`` as gin wants it: a value that gin cannot read becomes a string.
-
-    >>> binding("MODEL_DIR=/tmp/run"), binding("TRAIN_STEPS=10")
-    ("MODEL_DIR = '/tmp/run'", 'TRAIN_STEPS = 10')
-
-    Raises:
-      UserError: there is no '='.
-    """
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--gin.{text} lacks a value: write --gin.{text}=VALUE")
-    name, value = name.strip(), value.strip()
-    if not (_is_literal(value) or _is_literal(_CONFIGURABLE.sub("None", value))):
-        value = repr(value)
-    return f"{name} = {value}"
-
-
-def _is_literal(text: str) -> bool:
-    try:
-        ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return False
-    return True
-
-
-def parse(
-    files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str]
-) -> None:
-    """Reads files, then bindings, which win over them.
-
-    Raises:
-      UserError: a file, a name or a value is wrong, two files define the same macro, or
-        a macro is left without a value.
-    """
+    global _parsed
     gin.clear_config()
-    texts = []
-    defined: dict[str, str] = {}
-    for name in files:
-        path = find(name, search_paths)
-        text = path.read_text()
-        texts.append(text)
-        for line in text.splitlines():
-            if match := _MACRO.match(line):
-                macro = match[1]
-                if macro in defined and defined[macro] != str(path):
-                    raise UserError(
-                        f"both {defined[macro]} and {path} define {macro}; use one file "
-                        "of each kind (models, methods, prompts, runs)"
-                    )
-                defined[macro] = str(path)
-    lines = [binding(text) for text in bindings]
-    used = set(_REFERENCE.findall("\n".join(_without_comments([*texts, *lines]))))
-    for line in lines:
-        macro = _MACRO.match(line)
-        if macro and macro[1] not in used:
-            near = difflib.get_close_matches(macro[1], sorted(used), n=3, cutoff=0.6)
-            hint = f"did you mean {', '.join(near)}?" if near else "no file uses it"
-            raise UserError(f"--gin.{macro[1]} sets nothing: {hint}")
-        if macro:
-            defined[macro[1]] = "the command line"
-    missing = sorted(used - set(defined))
-    if missing:
-        wanted = " ".join(f"--gin.{name}=..." for name in missing)
-        raise UserError(f"not set: {wanted}")
-    try:
-        gin.parse_config([*texts, *lines])
-    except Exception as error:
-        raise UserError(f"gin: {own_files.first_line(error)}") from error
-
-
-def with_run_file(
-    command: str, files: Sequence[str], search_paths: Sequence[str]
-) -> list[str]:
-    """Adds the command's file of runs/ unless one of ``files`` does its work.
-
-    A file does that which says what network the command runs: one's own run file, or
-    the ``config.gin`` that an earlier run wrote.
-    """
-    line = re.compile(rf"^({FUNCTIONS[command]}|Base)\.config\s*=", re.MULTILINE)
-    if any(line.search(find(name, search_paths).read_text()) for name in files):
-        return list(files)
-    return [*files, f"runs/{command}.gin"]
+    _parsed = configuration
+    for name in configuration.names() & set(CONFIGURABLES):
+        configurable(name)
+    for name in sorted(configuration.names() & set(CONFIGURABLES)):
+        literals = configuration.literals(name)
+        if literals.get(_CHECKPOINT, "") is None:
+            del literals[_CHECKPOINT]  # `run` looks for it
+        # What gin evaluates is checked when it has been; a run would begin before.
+        values.check(
+            load(CONFIGURABLES[name]),
+            literals,
+            lambda parameter, name=name: _said_as(f"{name}.{parameter}"),
+        )
+    for text, source in configuration.texts:
+        try:
+            gin.parse_config(_Text(text, source))
+        except Exception as error:
+            message = files.first_line(error)
+            raise UserError(f"{source}: {message}") from error
 
 
 def operative_config() -> str:
@@ -199,8 +106,7 @@ def operative_config() -> str:
     return gin.operative_config_str()
 
 
-@gin.configurable
-def optimizer_at(learning_rate: float) -> optax.GradientTransformation:
+def optimizer_at(learning_rate: LearningRate) -> optax.GradientTransformation:
     """The optimizer of a training run as if LEARNING_RATE had this value.
 
     Raises:
@@ -226,45 +132,50 @@ def optimizer_at(learning_rate: float) -> optax.GradientTransformation:
     return optimizer
 
 
-def _without_comments(texts: Sequence[str]) -> list[str]:
-    return [line.split("#", 1)[0] for text in texts for line in text.splitlines()]
+def run(command: str, given: Mapping[str, Any]) -> Any:
+    """Runs a command with the parsed values.
 
-
-def run(command: str, texts: Sequence[str] | None = None) -> None:
-    """Runs a command with the parsed values and prints what it returns.
+    Args:
+      command: its name.
+      given: what was said on the line beside macros.
 
     Raises:
-      UserError: a file of a kind that the command needs is missing.
+      UserError: a value is missing or wrong, or the command refuses its task.
     """
-    needed = {"T5Config.vocab_size": "models/t5_1_1_mini.gin"}
-    if command in ("train", "plan"):
-        needed["Tuning.method"] = "methods/prompt_tuning.gin"
-    for name, example in needed.items():
-        try:
-            gin.query_parameter(name)
-        except ValueError as error:
-            kind = example.split("/")[0]
-            raise UserError(
-                f"no file of {kind}/ was given: add one, e.g. --gin_file={example}"
-            ) from error
-    function = CONFIGURABLE[FUNCTIONS[command]]
-    if command == "infer":
-        rows = function(texts=tuple(texts or ()))
-        for row in rows:
-            print(json.dumps(row, ensure_ascii=False))
-        return
-    if command == "plan":
-        # A method file describes the run of `train`, whose step is planned.
-        for name in ("method", "optimizer", "prompt_length"):
-            gin.bind_parameter(f"plan.{name}", gin.query_parameter(f"Tuning.{name}"))
-        print(plan.table(function()))
-        return
-    if command == "export":
-        function()
-        return
-    results = function(
-        on_start=lambda folder: own_files.write_text(
+    function = configurable(COMMANDS[command].configurable)
+    for target, binding in _parsed.bound.items():
+        if binding.value == _SIZES and _parsed.value(_ONE_SIZE) is None:
+            _find_sizes(target.rpartition(".")[0])
+    offered = {}
+    if "on_start" in inspect.signature(function).parameters:
+        offered["on_start"] = lambda folder: files.write_text(
             folder / CONFIG_FILE, operative_config()
         )
-    )
-    print(json.dumps(results, indent=2, ensure_ascii=False))
+    return function(**given, **offered)
+
+
+def _find_sizes(name: str) -> None:
+    """Binds the sizes that no file gives, as the checkpoint has them.
+
+    Args:
+      name: of the configurable that takes the sizes, and the checkpoint beside them.
+
+    Raises:
+      UserError: nothing says which model it is.
+    """
+    checkpoint, prompt = f"{name}.{_CHECKPOINT}", f"{name}.prompt_file"
+    path, given = _parsed.value(checkpoint), _parsed.value(prompt)
+    if path is None and given:
+        # Of several prompts, those of another model are refused when they are read.
+        first = given if isinstance(given, str) else given[0]
+        path = base_models.embedded_base(prompt_formats.load(first)[1])
+        gin.bind_parameter(checkpoint, path)
+    if path is None:
+        raise UserError(
+            "no model: give a file of models/, e.g. --gin_file=models/t5_1_1_mini.gin, "
+            f"or a checkpoint that has sizes, {_said_as(checkpoint)}"
+        )
+    source = base_models.open_checkpoint(path)
+    for size, value in vars(formats.architecture(source)).items():
+        if f"T5Config.{size}" not in _parsed.bound:
+            gin.bind_parameter(f"T5Config.{size}", value)

@@ -5,6 +5,8 @@ import contextlib
 import json
 import pathlib
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Self
@@ -12,14 +14,20 @@ from typing import Self
 import numpy as np
 import rich.console
 import rich.progress
+import rich.table
 
 from prompt_tuning import processes, trees
 from prompt_tuning.errors import printable
 from prompt_tuning.types import Params
 
 METRICS_FILE, RESULTS_FILE = "metrics.jsonl", "results.json"
-# What a record holds and the progress line has no room for.
+# What is done for longer is said where no terminal shows it, and again as often.
+SAY_AFTER, SAY_EVERY = 5, 30  # seconds
+# The progress line shows the loss and as much as fits of these records, in this order.
+_FIRST, _SPLITS = "loss", ("validation", "train", "pace")
 _NOT_SHOWN = ("grad_norm", "learning_rate")
+# What it needs beside these values: steps, a bar, the time left.
+_LEAST_BAR, _OTHER_COLUMNS = 10, 40  # characters
 console = rich.console.Console(stderr=True, highlight=False)
 
 
@@ -27,6 +35,35 @@ def say(message: str) -> None:
     """Prints a line to standard error, above any progress bar; in process 0 alone."""
     if processes.is_first():
         console.print(printable(message), soft_wrap=True, markup=False)
+
+
+@contextlib.contextmanager
+def doing(what: str, after: float = SAY_AFTER) -> Iterator[None]:
+    """Says what takes so long, for how long it has been, and how long it took.
+
+    A terminal shows it at once; elsewhere there is a line for what takes longer than
+    ``after`` seconds, and one every `SAY_EVERY`.
+    """
+    started, done = time.monotonic(), threading.Event()
+    seconds = lambda: time.monotonic() - started
+
+    def remind() -> None:
+        wait = after
+        while not done.wait(wait):
+            say(f"{what}: {seconds():.0f} s")
+            wait = SAY_EVERY
+
+    try:
+        if console.is_terminal and processes.is_first():
+            with console.status(f"{what} ..."):
+                yield
+        else:
+            threading.Thread(target=remind, daemon=True).start()
+            yield
+    finally:
+        done.set()
+    if seconds() >= after:
+        say(f"{what}: done after {seconds():.0f} s")
 
 
 def parameter_counts(tuned: Params, frozen: Params) -> None:
@@ -101,16 +138,19 @@ class Log:
         show = not quiet and (console.is_terminal or sys.stderr.isatty())
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("step {task.completed}/{task.total}"),
-            rich.progress.BarColumn(),
+            rich.progress.BarColumn(
+                None, table_column=rich.table.Column(ratio=1, min_width=_LEAST_BAR)
+            ),
             rich.progress.TextColumn("{task.description}"),
-            rich.progress.TimeElapsedColumn(),
-            rich.progress.TimeRemainingColumn(),
+            rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
+            rich.progress.TextColumn("left"),
             console=console,
             disable=not show,
+            expand=True,
         )
-        self._plain = not show and not quiet
+        self._says, self._shows = not quiet, show
         self._task = self._bar.add_task("", total=steps, completed=first)
-        self._shown: dict[str, dict[str, float]] = {}  # by member
+        self._shown: dict[tuple[str, str], dict[str, float]] = {}  # by split, member
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -120,6 +160,12 @@ class Log:
         self._bar.stop()
         if self._events is not None:
             self._events.close()
+
+    def doing(self, what: str) -> None:
+        """Says what the next steps wait for."""
+        self._bar.update(self._task, description=what)
+        if self._says and not self._shows:
+            say(f"{what} ...")
 
     def advance(self, step: int) -> None:
         """Moves the bar."""
@@ -155,9 +201,10 @@ class Log:
     def validation(self, step: int, member: str, metrics: Mapping[str, float]) -> None:
         """Records an evaluation of a member."""
         self._write("validation", step, metrics, member)
-        if self._plain:
-            values = self._shown[member].items()
-            text = ", ".join(f"{name} {value:.4f}" for name, value in values)
+        if self._says:
+            losses = self._shown.get(("train", member), {})
+            shown = {**metrics, **{k: losses[k] for k in (_FIRST,) if k in losses}}
+            text = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
             say(f"step {step}{f', {member}' if self._several else ''}: {text}")
 
     def pace(self, step: int, values: Mapping[str, float]) -> None:
@@ -172,7 +219,7 @@ class Log:
         whose = {"member": member} if member else {}
         record = {"split": split, "step": step, **whose, **values}
         shown = {k: float(v) for k, v in values.items() if k not in _NOT_SHOWN}
-        self._shown.setdefault(member, {}).update(shown)
+        self._shown.setdefault((split, member), {}).update(shown)
         self._bar.update(self._task, completed=step, description=self._description())
         if self._path is not None:
             with self._path.open("a") as file:
@@ -182,12 +229,18 @@ class Log:
                 self._events.add_scalar(tag, value, step)
 
     def _description(self) -> str:
-        """The newest values; of several members their means."""
-        found: dict[str, list[float]] = {}
-        for values in self._shown.values():
+        """The newest values that fit; of several members their means."""
+        found: dict[tuple[int, str], list[float]] = {}
+        for (split, _), values in self._shown.items():
             for name, value in values.items():
-                found.setdefault(name, []).append(value)
-        return " ".join(f"{k} {np.mean(v):.3f}" for k, v in found.items())
+                place = 0 if name == _FIRST else 1 + _SPLITS.index(split)
+                found.setdefault((place, name), []).append(value)
+        text = ""
+        for key in sorted(found, key=lambda key: key[0]):
+            more = f"{text} {key[1]} {np.mean(found[key]):.3f}".strip()
+            if len(more) <= console.width - _OTHER_COLUMNS:
+                text = more
+        return text
 
 
 @contextlib.contextmanager

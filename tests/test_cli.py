@@ -10,9 +10,13 @@ import pytest
 
 from prompt_tuning import cli, config
 from prompt_tuning.checkpoints import model_file, prompt_file
+from prompt_tuning.command_line import configuration, gin_files
+from prompt_tuning.command_line.table import COMMANDS
 from prompt_tuning.errors import UserError
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.transformer import T5Config, Transformer
+
+TRAIN = COMMANDS["train"].defaults
 
 
 @pytest.fixture
@@ -46,16 +50,15 @@ def arguments(values):
 
 
 def refused(words, capsys, tmp_path):
-    """Runs a command that must fail; gives its one line."""
-    before = sorted(p for p in tmp_path.rglob("*") if p.is_file())
+    """Runs a command that must fail and leave no trace; gives its one line."""
+    tree = lambda: {p: p.is_file() and p.read_bytes() for p in tmp_path.rglob("*")}
+    before = tree()
     code = cli.main(words)
     captured = capsys.readouterr()
     lines = [x for x in captured.err.splitlines() if x.startswith("prompt-tuning:")]
     assert code == 2 and len(lines) == 1, captured.err
     assert "Traceback" not in captured.err
-    after = sorted(p for p in tmp_path.rglob("*") if p.is_file())
-    left = [p for p in after if p not in before and p.name != "config.gin"]
-    assert not left, left
+    assert tree() == before
     return lines[0]
 
 
@@ -66,13 +69,12 @@ def refused(words, capsys, tmp_path):
         ({"TRAIN_STPES": 3}, "TRAIN_STPES sets nothing: did you mean TRAIN_STEPS"),
         ({"train.colour": 3}, "colour"),
         ({"trian.seed": 3}, "trian"),
-        ({"gin_file": ["models/tiny.gin"]}, "no file of methods/ was given"),
-        ({"gin_file": ["methods/prompt_tuning.gin"]}, "no file of models/ was given"),
+        ({"gin_file": ["models/tiny.gin"]}, "--gin_file=methods/prompt_tuning.gin"),
         ({"gin_file": ["models/tinny.gin"]}, "did you mean models/tiny.gin"),
         ({"TEMPLATE": "{review}"}, "review"),
         ({"LABEL_NAMES": ["good", "fair"]}, "bad"),
         ({"LABEL_NAMES": {"good": "☃☃", "bad": "bad"}}, "vocabulary"),
-        ({"EVAL_SPLIT": "dev"}, "no split 'dev'"),
+        ({"EVAL_SPLIT": "dev"}, "train, validation, test; EVAL_SPLIT=None tunes"),
         ({"TASK_FEATURE_LENGTHS": {"inputs": 8, "targets": 1}}, "TASK_FEATURE_LENGTHS"),
         ({"TASK_FILES": {"train": "nowhere.tsv"}}, "nowhere.tsv"),
         ({"T5Config.emb_dim": 24}, "24"),
@@ -81,7 +83,7 @@ def refused(words, capsys, tmp_path):
         ({"MODEL_DIR": "/dev/null/run"}, "cannot write to /dev/null/run"),
         ({"MODEL_DIR": "gs://bucket/run"}, "mount the bucket"),
         ({"PROMPT_PLACEMENT": "infix"}, "infix"),
-        ({"PROMPT_LENGTH": -1}, "PROMPT_LENGTH=-1 must be 1 or more"),
+        ({"PROMPT_LENGTH": -1}, "PROMPT_LENGTH=-1 must be a whole number from 0"),
         ({"FROZEN_DTYPE": "int3"}, "int3"),
         ({"BATCH_SIZE": 0}, "BATCH_SIZE"),
         ({"LEARNING_RATE_FACTORS": "constant * magic"}, "magic"),
@@ -163,6 +165,21 @@ def test_force_takes_a_prompt_of_another_model(
     assert json.loads(capsys.readouterr().out)["input"] == "text"
 
 
+def test_the_model_is_that_of_the_prompts_card(capsys, tmp_path):
+    path = tmp_path / "prompt.safetensors"
+    card = {
+        "base_model": {"name": "t5_1_1_mini", "fingerprint": "unknown"},
+        "labels": ["good", "bad"],
+        "vocabulary": "mini",
+        "template": "{text}",
+    }
+    prompt_file.save_prompt(path, np.zeros((3, 192), np.float32), card)
+    words = ["infer", f"--prompt_file={path}", "--max_input_length=32", "text"]
+    assert "--force" in refused(words, capsys, tmp_path)
+    assert cli.main([*words, "--force"]) == 0
+    assert json.loads(capsys.readouterr().out)["answer"] in card["labels"]
+
+
 def test_a_prompt_of_another_width(tiny_checkpoint, capsys, tmp_path):
     path = tmp_path / "wide.safetensors"
     prompt_file.save_prompt(path, np.zeros((3, 24), np.float32), {})
@@ -210,24 +227,27 @@ def test_help_helps(command, capsys):
 
 
 def test_values_need_no_quotes():
-    assert config.binding("MODEL_DIR=/tmp/a b") == "MODEL_DIR = '/tmp/a b'"
-    assert config.binding("MODEL_DIR='/tmp/a'") == "MODEL_DIR = '/tmp/a'"
-    assert config.binding("X=None") == "X = None"
-    assert config.binding("train.optimizer=@adamw()") == "train.optimizer = @adamw()"
+    binding = configuration.binding
+    assert binding("MODEL_DIR=/tmp/a b") == "MODEL_DIR = '/tmp/a b'"
+    assert binding("MODEL_DIR='/tmp/a'") == "MODEL_DIR = '/tmp/a'"
+    assert binding("X=None") == "X = None"
+    assert binding("train.optimizer=@adamw()") == "train.optimizer = @adamw()"
     with pytest.raises(UserError, match="lacks a value"):
-        config.binding("MODEL_DIR")
+        binding("MODEL_DIR")
 
 
 def test_two_files_may_not_define_the_same_macro(tmp_path):
-    path = tmp_path / "mine.gin"
-    path.write_text("TRAIN_STEPS = 5\n")
-    with pytest.raises(UserError, match="both .* define TRAIN_STEPS"):
-        config.parse(["runs/train.gin", str(path)], [], [])
+    paths = []
+    for name, steps in ("one", 5), ("two", 6):
+        paths.append(tmp_path / f"{name}.gin")
+        paths[-1].write_text(f"TRAIN_STEPS = {steps}\n")
+    with pytest.raises(UserError, match="both .*one.gin and .*two.gin define TRAIN"):
+        configuration.parse(["runs/train.gin", *map(str, paths)], [])
 
 
 def test_search_paths(tmp_path):
     (tmp_path / "mine.gin").write_text("T5Config.emb_dim = 5\n")
-    found = config.find("mine.gin", [str(tmp_path)])
+    found = gin_files.find("mine.gin", [str(tmp_path)])
     assert found == tmp_path / "mine.gin"
 
 
@@ -249,8 +269,8 @@ def test_the_written_config_gives_the_same_run(good, tmp_path):
 
 
 def test_the_tiny_model_of_the_tests_is_that_of_the_configs():
-    config.parse(["models/tiny.gin"], [], [])
-    sizes = dataclasses.asdict(config.CONFIGURABLE["T5Config"]())
+    config.parse(configuration.parse(["models/tiny.gin"], []))
+    sizes = dataclasses.asdict(config.configurable("T5Config")())
     assert (sizes["vocab_size"], sizes["emb_dim"]) == (8192, 16)
 
 

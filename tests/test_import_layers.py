@@ -21,6 +21,7 @@ VOCABULARY = (
     "errors",
     "types",
     "dtypes",
+    "values",
     "processes",
     "trees",
     "files",
@@ -42,6 +43,7 @@ FOLDERS = (
     "runs",
     "library",
     "commands",
+    "command_line",
 )
 DOORS = ("config", "cli", "__main__", "t5x_adapter")
 ORDER = (*VOCABULARY, *FOLDERS, *DOORS)
@@ -58,7 +60,7 @@ DATA = {
 }
 NEEDS_DATA = {"inference.prompt_evaluation", "runs.evaluations"}
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"}
-GIN = {"config", "cli"}
+GIN = {"config", "command_line.gin_files"}
 LONGEST_MODULE = 450
 
 

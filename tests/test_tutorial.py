@@ -13,6 +13,7 @@ import pytest
 
 from prompt_tuning import cli, config
 from prompt_tuning.checkpoints import model_file
+from prompt_tuning.command_line import configuration
 from prompt_tuning.data import vocabularies
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.transformer import Transformer
@@ -47,8 +48,8 @@ def folder(tmp_path_factory):
     for language in ("tsv", "python"):
         for title, text in blocks(language):
             (folder / title).write_text(text)
-    config.parse(["models/tiny.gin"], [], [])
-    model = Model(Transformer(config.CONFIGURABLE["T5Config"]()))
+    config.parse(configuration.parse(["models/tiny.gin"], []))
+    model = Model(Transformer(config.configurable("T5Config")()))
     model_file.save_model(folder / "model", model.init(jax.random.key(0)), {})
     pieces = vocabularies.path_of(vocabularies.EMBEDDED)
     shutil.copyfile(pieces, folder / "model" / model_file.VOCABULARY)

@@ -43,6 +43,22 @@ def open_checkpoint(path: str | pathlib.Path) -> Source:
     return formats.open_model(path)
 
 
+def embedded_base(card: Mapping[str, Any]) -> str:
+    """The embedded model that a prompt was tuned on, as INITIAL_CHECKPOINT_PATH.
+
+    Raises:
+      UserError: it was tuned on another model, which has to be given.
+    """
+    base = card.get("base_model")
+    name = base.get("name") if isinstance(base, Mapping) else None
+    if isinstance(name, str) and name in {path.name for path in ASSETS.iterdir()}:
+        return f"{EMBEDDED}{name}"
+    raise UserError(
+        f"the prompt was tuned on {name or 'a model without name'}, which is none of "
+        "the embedded ones: say where it is by INITIAL_CHECKPOINT_PATH"
+    )
+
+
 def resolve_dtype(dtype: str) -> str:
     """'auto' is bfloat16 on accelerators and float32 on CPUs, which lack fast bfloat16.
 

@@ -15,8 +15,8 @@ FORMATS = tuple(dict.fromkeys((*formats.FORMATS, *prompt_formats.FORMATS)))
 def convert(
     path: str,
     output: str,
-    to: str,
     *,
+    to: str,
     dtype: str | None = None,
     vocabulary: str | None = None,
 ) -> None:
@@ -26,9 +26,11 @@ def convert(
     both is a prompt if the wanted format is one of prompts.
 
     Args:
-      path: a model (see `formats.open_model`; also ``embedded:NAME``) or a prompt.
+      path: a model (T5X, Hugging Face folder or hub name, gs://, ``embedded:NAME``)
+        or a prompt (.safetensors, .npy, PEFT folder, T5X checkpoint).
       output: the folder or file to write.
-      to: one of `FORMATS`.
+      to: the format; for models 'native', 't5x' or 'huggingface', for prompts
+        'native', 'npy', 'peft' or 'peft-doubled'.
       dtype: of a model, 'float32' or 'bfloat16'; None keeps what it has.
       vocabulary: SentencePiece model to put beside a model; by default the one that
         lies beside it already.

@@ -16,7 +16,6 @@ import rich.table
 from prompt_tuning import files, plots, report
 from prompt_tuning.checkpoints import base_models, formats, prompt_file
 from prompt_tuning.commands import evaluate, train
-from prompt_tuning.errors import UserError
 from prompt_tuning.network.transformer import T5Config
 from prompt_tuning.runs import baselines, member_specs
 from prompt_tuning.runs.baselines import HandWritten
@@ -24,6 +23,7 @@ from prompt_tuning.runs.settings import Base, Data, Settings, Tuning
 from prompt_tuning.training import optimizers
 from prompt_tuning.training.prompt_starts import class_labels_init
 from prompt_tuning.training.schedule import Schedule
+from prompt_tuning.types import PositiveInt
 
 TASK = "rotten_tomatoes"
 MODULE = "prompt_tuning.tasks.rotten_tomatoes"
@@ -53,21 +53,18 @@ HAND_WRITTEN = (
 )
 
 
-def run(output: str, seeds: int = 1) -> dict[str, Any]:
+def run(*, output: str = "runs/demo", seeds: PositiveInt = 1) -> None:
     """Tunes, evaluates on the test split, prints the table and where things lie.
+
+    The folder's ``results.json`` says the same.
 
     Args:
       output: folder for everything that is written.
       seeds: how many seeds to tune with; the table gives the mean.
 
-    Returns:
-      What ``results.json`` in the folder says.
-
     Raises:
       UserError: the sentences are not installed or the folder cannot be written.
     """
-    if seeds < 1:
-        raise UserError(f"--seeds {seeds} must be 1 or more")
     started = time.monotonic()
     folder = files.writable_folder(output)
     right = _baselines()
@@ -115,10 +112,9 @@ def run(output: str, seeds: int = 1) -> dict[str, Any]:
     first = folder / ("prompt_tuning" if seeds == 1 else "prompt_tuning_0")
     report.say(f"learning curve: {first / plots.CURVE_FILE}")
     report.say(
-        "try the prompt: prompt-tuning infer --gin_file=models/t5_1_1_mini.gin "
-        f"--gin.PROMPT_FILE={first / prompt_file.FILE} 'a gorgeous , witty film'"
+        f"try the prompt: prompt-tuning infer --prompt_file={first / prompt_file.FILE} "
+        "'a gorgeous , witty film'"
     )
-    return results
 
 
 def _tune(

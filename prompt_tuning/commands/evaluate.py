@@ -4,7 +4,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prompt_tuning import decoding, files, processes, report
@@ -17,6 +17,14 @@ from prompt_tuning.inference import ensembles
 from prompt_tuning.inference.encoding import vocabulary_of
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import T5Config
+from prompt_tuning.types import (
+    ActivationDtype,
+    BatchSize,
+    FeatureLengths,
+    PathText,
+    Seed,
+    WeightDtype,
+)
 
 if TYPE_CHECKING:
     from prompt_tuning.inference.prompt_evaluation import Table
@@ -29,18 +37,18 @@ def evaluate(
     config: T5Config,
     initial_checkpoint_path: str,
     mixture_or_task_name: str,
-    task_feature_lengths: Mapping[str, int],
+    task_feature_lengths: FeatureLengths,
     prompt_file: str | Sequence[str] | None = None,
     combine: str = "vote",
     mixture_or_task_module: str | None = None,
     local_task: LocalTask | None = None,
     split: str = "test",
-    batch_size: int = 64,
+    batch_size: BatchSize = 64,
     strategy: Callable[..., decoding.Strategy] | None = None,
-    seed: int = 0,
-    output_dir: str | None = None,
-    frozen_dtype: str = "auto",
-    activation_dtype: str = "auto",
+    seed: Seed = 0,
+    output_dir: PathText | None = None,
+    frozen_dtype: WeightDtype = "auto",
+    activation_dtype: ActivationDtype = "auto",
     partitioner: Partitioner | None = None,
     force: bool = False,
     on_start: files.OnStart | None = None,

@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """``export``: writes a model as programs that run without this package."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from prompt_tuning import report
 from prompt_tuning.checkpoints import base_models, formats
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference import export
 from prompt_tuning.network.transformer import T5Config
+from prompt_tuning.types import (
+    ActivationDtype,
+    FeatureLengths,
+    PathText,
+    PositiveInt,
+    PromptLength,
+    WeightDtype,
+)
 
 LENGTHS = {"inputs", "targets"}
 
@@ -16,12 +24,12 @@ def export_model(
     *,
     config: T5Config,
     initial_checkpoint_path: str,
-    output_dir: str,
-    task_feature_lengths: Mapping[str, int],
-    prompt_length: int,
-    num_prompts: int = 1,
-    frozen_dtype: str = "auto",
-    activation_dtype: str = "auto",
+    output_dir: PathText,
+    task_feature_lengths: FeatureLengths,
+    prompt_length: PromptLength,
+    num_prompts: PositiveInt = 1,
+    frozen_dtype: WeightDtype = "auto",
+    activation_dtype: ActivationDtype = "auto",
     platforms: Sequence[str] = export.PLATFORMS,
 ) -> None:
     """Writes programs that rank labels and decode answers, and the weights.

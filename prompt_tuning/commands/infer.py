@@ -15,6 +15,14 @@ from prompt_tuning.inference import batch_jobs
 from prompt_tuning.inference.engine import Engine
 from prompt_tuning.inference.store import PromptStore, name_of
 from prompt_tuning.network.transformer import T5Config
+from prompt_tuning.types import (
+    ActivationDtype,
+    BatchSize,
+    PositiveInt,
+    Seed,
+    TokenLength,
+    WeightDtype,
+)
 
 
 def infer(
@@ -27,14 +35,14 @@ def infer(
     input_file: str | None = None,
     output_file: str | None = None,
     columns: Sequence[str] | None = None,
-    batch_size: int = 32,
-    max_input_length: int = 1024,
-    max_decode_length: int = 32,
+    batch_size: BatchSize = 32,
+    max_input_length: TokenLength = 1024,
+    max_decode_length: TokenLength = 32,
     strategy: Callable[..., decoding.Strategy] = decoding.Greedy,
-    seed: int = 0,
-    prompt_rows: int = 65_536,
-    frozen_dtype: str = "auto",
-    activation_dtype: str = "auto",
+    seed: Seed = 0,
+    prompt_rows: PositiveInt = 65_536,
+    frozen_dtype: WeightDtype = "auto",
+    activation_dtype: ActivationDtype = "auto",
     partitioner: Partitioner | None = None,
     force: bool = False,
 ) -> list[dict[str, Any]]:

@@ -33,12 +33,16 @@ LONG = 8
 LONGEST = 500
 
 
-def show(
-    path: files.Path, base_model: str | None = None, plot: str | None = None
-) -> None:
-    """Prints `inspect` to standard output."""
+def show(path: str, base: str | None = None, plot: str | None = None) -> None:
+    """Prints `inspect` to standard output.
+
+    Args:
+      path: a prompt or a model of any format, a MODEL_DIR, or a file of a run or task.
+      base: the base model, for a prompt's nearest tokens.
+      plot: a PNG to draw a prompt's norms and cosines to.
+    """
     console = rich.console.Console(highlight=False, markup=False)
-    console.print(inspect(path, base_model, plot))
+    console.print(inspect(path, base, plot))
 
 
 def inspect(

@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """``plan``: whether a step fits chips that are not there, and what it costs."""
 
-import contextlib
 import dataclasses
 import functools
 import os
 import pathlib
-import threading
-import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import optax
 
 from prompt_tuning import dtypes, files, report
-from prompt_tuning.checkpoints import base_models
+from prompt_tuning.checkpoints import base_models, loading
 from prompt_tuning.devices import topologies
 from prompt_tuning.devices.topologies import GIB, Topology
 from prompt_tuning.errors import UserError
@@ -25,26 +22,33 @@ from prompt_tuning.network.transformer import T5Config
 from prompt_tuning.planning import checks, flops, memory_report
 from prompt_tuning.planning.checks import with_batch
 from prompt_tuning.planning.workload import STEPS, TRAIN, Memory, Workload
-
-SAY_EVERY = 30  # seconds
+from prompt_tuning.types import (
+    ActivationDtype,
+    BatchSize,
+    FeatureLengths,
+    PositiveInt,
+    PromptLength,
+    WeightDtype,
+)
 
 
 def plan(
     *,
     config: T5Config,
     topology: str,
-    task_feature_lengths: Mapping[str, int],
-    batch_size: int,
+    task_feature_lengths: FeatureLengths,
+    batch_size: BatchSize,
     method: Method | str,
     optimizer: optax.GradientTransformation,
-    prompt_length: int = 100,
-    frozen_dtype: str = "auto",
-    activation_dtype: str = "auto",
-    num_partitions: int = 1,
-    parameter_partitioning_dims: int = 1,
-    num_microbatches: int = 1,
+    initial_checkpoint_path: str | None = None,
+    prompt_length: PromptLength = 100,
+    frozen_dtype: WeightDtype = "auto",
+    activation_dtype: ActivationDtype = "auto",
+    num_partitions: PositiveInt = 1,
+    parameter_partitioning_dims: Literal[1, 2] = 1,
+    num_microbatches: PositiveInt = 1,
     step: str = TRAIN,
-    num_labels: int = 2,
+    num_labels: PositiveInt = 2,
     compile_step: bool = True,
     find_largest: bool = True,
     output_file: str | None = None,
@@ -58,6 +62,7 @@ def plan(
       batch_size: rows of a batch over all chips.
       method: the method, or its kind for that with the default options.
       optimizer: moves the tuned leaves.
+      initial_checkpoint_path: a checkpoint that ``config`` must be the sizes of.
       prompt_length: positions of the prompt; 0 for methods without one.
       frozen_dtype: dtype of frozen weights; 'auto' is bfloat16 for TPUs, 'int8'
         quantises kernels.
@@ -78,6 +83,9 @@ def plan(
       UserError: the step cannot be placed on these chips.
     """
     method = registry.named(method)
+    if initial_checkpoint_path is not None:
+        source = base_models.open_checkpoint(initial_checkpoint_path)
+        loading.check_sizes(source, config)
     if step not in STEPS:
         raise UserError(f"STEP={step!r} is not one of {', '.join(map(repr, STEPS))}")
     missing = {"inputs", "targets"} - set(task_feature_lengths)
@@ -87,12 +95,13 @@ def plan(
         # Or JAX would look for a TPU in this machine, and libtpu complain at length.
         jax.config.update("jax_platforms", "cpu")
     place = topologies.parse(topology)
+    weights_dtype: str = frozen_dtype
     if step == TRAIN:
-        frozen_dtype = registry.weights_dtype(method, frozen_dtype)
+        weights_dtype = registry.weights_dtype(method, frozen_dtype)
     else:
         num_microbatches = 1
-    if frozen_dtype != dtypes.INT8:
-        frozen_dtype = _dtype(frozen_dtype, place)
+    if weights_dtype != dtypes.INT8:
+        weights_dtype = _dtype(weights_dtype, place)
     work = Workload(
         config=dataclasses.replace(config, dtype=_dtype(activation_dtype, place)),
         batch_size=batch_size,
@@ -101,7 +110,7 @@ def plan(
         optimizer=optimizer,
         method=method,
         prompt_length=prompt_length if method.has_prompt else 0,
-        frozen_dtype=frozen_dtype,
+        frozen_dtype=weights_dtype,
         num_partitions=num_partitions,
         parameter_partitioning_dims=parameter_partitioning_dims,
         num_microbatches=num_microbatches,
@@ -224,28 +233,7 @@ def _memory(memory: Memory, fits: bool) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=64)
 def _compiled(work: Workload, topology: Topology) -> memory_report.Compiled:
-    with _waiting(f"compiling batch {work.batch_size} for {topology.name}"):
+    with report.doing(
+        f"compiling batch {work.batch_size} for {topology.name}", after=0
+    ):
         return memory_report.compiled(work, topology, cache_folder())
-
-
-@contextlib.contextmanager
-def _waiting(doing: str) -> Iterator[None]:
-    """Says what is being done, for how long it has been, and how long it took."""
-    started, done = time.monotonic(), threading.Event()
-    seconds = lambda: f"{time.monotonic() - started:.0f} s"
-
-    def remind() -> None:
-        while not done.wait(SAY_EVERY):
-            report.say(f"{doing}: {seconds()}")
-
-    if report.console.is_terminal:
-        with report.console.status(doing):
-            yield
-    else:
-        threading.Thread(target=remind, daemon=True).start()
-        try:
-            report.say(f"{doing} ...")
-            yield
-        finally:
-            done.set()
-    report.say(f"{doing}: done after {seconds()}")

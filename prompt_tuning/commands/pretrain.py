@@ -21,30 +21,41 @@ from prompt_tuning.runs.member_specs import MODEL, MODEL_FOLDER
 from prompt_tuning.training import distillation, loop, pretraining, probing
 from prompt_tuning.training.members import Evaluate, Member
 from prompt_tuning.training.schedule import Schedule
-from prompt_tuning.types import Params
+from prompt_tuning.types import (
+    ActivationDtype,
+    BatchSize,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Params,
+    PathText,
+    PositiveInt,
+    Seed,
+    Share,
+    TokenLength,
+)
 
 
 def pretrain(
     *,
     config: T5Config,
-    model_dir: str,
-    arrays_dir: str,
-    task_weights: Mapping[str, float],
+    model_dir: PathText,
+    arrays_dir: PathText,
+    task_weights: Mapping[str, NonNegativeFloat],
     optimizer: optax.GradientTransformation,
-    train_steps: int,
-    batch_size: int,
-    inputs_length: int = 128,
-    targets_length: int = 32,
-    span_corruption: float = 0.2,
-    prefix_lm: float = 0.15,
-    distilled: float = 0.0,
-    distillation_weight: float = 1.0,
+    train_steps: PositiveInt,
+    batch_size: BatchSize,
+    inputs_length: TokenLength = 128,
+    targets_length: TokenLength = 32,
+    span_corruption: Share = 0.2,
+    prefix_lm: Share = 0.15,
+    distilled: Share = 0.0,
+    distillation_weight: NonNegativeFloat = 1.0,
     start_table: bool = False,
-    eval_period: int | None = None,
-    checkpoint_period: int | None = None,
+    eval_period: NonNegativeInt | None = None,
+    checkpoint_period: NonNegativeInt | None = None,
     initial_checkpoint_path: str | None = None,
-    seed: int = 0,
-    activation_dtype: str = "auto",
+    seed: Seed = 0,
+    activation_dtype: ActivationDtype = "auto",
     allow_changes: bool = False,
     on_start: files.OnStart | None = None,
 ) -> dict[str, Any]:

@@ -4,13 +4,16 @@
 import importlib.util
 import os
 import pathlib
-from collections.abc import Mapping
+from typing import Annotated
+
+from annotated_types import Ge, Le
 
 from prompt_tuning import decoding, report
 from prompt_tuning.checkpoints import base_models, formats
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference.engine import Engine
 from prompt_tuning.inference.store import PromptStore
+from prompt_tuning.types import PositiveInt, TokenLength, WeightDtype
 
 TOKEN = "PROMPT_TUNING_TOKEN"
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
@@ -21,16 +24,16 @@ def serve(
     model: str,
     prompts: str | None = None,
     host: str = "127.0.0.1",
-    port: int = 8000,
+    port: Annotated[int, Ge(0), Le(65_535)] = 8000,
     token_file: str | None = None,
-    max_batch: int = 32,
-    max_queue: int = 1024,
-    max_input_length: int = 512,
-    max_decode_length: int = 32,
-    prompt_rows: int = 65_536,
-    timeout: float = 30.0,
-    dtype: str = "auto",
-    warm_up: int = 128,
+    max_batch: Annotated[int, Ge(1), Le(4096)] = 32,
+    max_queue: PositiveInt = 1024,
+    max_input_length: TokenLength = 512,
+    max_decode_length: TokenLength = 32,
+    prompt_rows: PositiveInt = 65_536,
+    timeout: Annotated[float, Ge(0.001), Le(86_400)] = 30.0,
+    dtype: WeightDtype = "auto",
+    warm_up: Annotated[int, Ge(0), Le(65_536)] = 128,
     force: bool = False,
 ) -> None:
     """Serves until it is interrupted.
@@ -40,7 +43,7 @@ def serve(
         ``embedded:NAME``.
       prompts: a folder of prompts to begin with.
       host: the address to listen on; others than loopback need a token.
-      port: 0 takes any free one.
+      port: where to listen; 0 takes any free one.
       token_file: holds the token that requests must bear; by default the environment
         variable ``PROMPT_TUNING_TOKEN`` does.
       max_batch: rows of a batch.
@@ -57,18 +60,6 @@ def serve(
     Raises:
       UserError: something is missing, does not fit, or would be open to everyone.
     """
-    _check_ranges(
-        {
-            "port": (port, 0, 65_535),
-            "max_batch": (max_batch, 1, 4096),
-            "max_queue": (max_queue, 1, 1 << 20),
-            "max_input_length": (max_input_length, 1, 1 << 20),
-            "max_decode_length": (max_decode_length, 1, 1 << 20),
-            "prompt_rows": (prompt_rows, 1, 1 << 30),
-            "warm_up": (warm_up, 0, 1 << 20),
-            "timeout": (timeout, 0.001, 86_400.0),
-        }
-    )
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
@@ -134,17 +125,6 @@ def read_token(path: str | None) -> str | None:
     if not token:
         raise UserError(f"{path} holds no token: write one into it")
     return token
-
-
-def _check_ranges(values: Mapping[str, tuple[float, float, float]]) -> None:
-    """Refuses a value that is not between its bounds.
-
-    Raises:
-      UserError: one is not, or is no number.
-    """
-    for name, (value, least, most) in values.items():
-        if not least <= value <= most:
-            raise UserError(f"--{name} {value:g} must be from {least:g} to {most:g}")
 
 
 def _sizes(max_batch: int) -> list[int]:

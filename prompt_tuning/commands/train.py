@@ -6,11 +6,12 @@ from typing import Any
 from prompt_tuning import files
 from prompt_tuning.runs import identity, tune
 from prompt_tuning.runs.settings import Settings
+from prompt_tuning.types import PathText
 
 
 def train(
     *,
-    model_dir: str,
+    model_dir: PathText,
     settings: Settings,
     allow_changes: bool = False,
     on_start: files.OnStart | None = None,

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from prompt_tuning.decoding.loop import Mask, check_lengths
 from prompt_tuning.decoding.masks import NEG_INF, is_possible
 from prompt_tuning.errors import UserError
-from prompt_tuning.types import Array, PyTree
+from prompt_tuning.types import (
+    Array,
+    Decodes,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PyTree,
+    TokenLength,
+)
 
 
 class _Beams(NamedTuple):
@@ -42,10 +49,10 @@ class Beam:
     References: https://arxiv.org/abs/1609.08144
     """
 
-    max_decode_len: int
-    num_decodes: int = 4
-    alpha: float = 0.6
-    eos_id: int = 1
+    max_decode_len: TokenLength
+    num_decodes: Decodes = 4
+    alpha: NonNegativeFloat = 0.6
+    eos_id: NonNegativeInt = 1
 
     def __post_init__(self):
         check_lengths(self)

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from prompt_tuning.decoding.loop import Mask, check_lengths
 from prompt_tuning.decoding.masks import keep_topk, keep_topp
 from prompt_tuning.errors import UserError
-from prompt_tuning.types import Array
+from prompt_tuning.types import (
+    Array,
+    Decodes,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Share,
+    TokenLength,
+)
 
 # Below this temperature sampling is greedy: dividing by it would overflow.
 MIN_TEMPERATURE = 1e-4
@@ -88,8 +95,8 @@ class Greedy(_TokenByToken):
       eos_id: the token after which a row holds padding only.
     """
 
-    max_decode_len: int
-    eos_id: int = 1
+    max_decode_len: TokenLength
+    eos_id: NonNegativeInt = 1
 
     num_decodes = 1
 
@@ -117,12 +124,12 @@ class Sampling(_TokenByToken):
       eos_id: the token after which a row holds padding only.
     """
 
-    max_decode_len: int
-    temperature: float = 1.0
-    topk: int = 0
-    topp: float = 0.0
-    num_decodes: int = 1
-    eos_id: int = 1
+    max_decode_len: TokenLength
+    temperature: NonNegativeFloat = 1.0
+    topk: NonNegativeInt = 0
+    topp: Share = 0.0
+    num_decodes: Decodes = 1
+    eos_id: NonNegativeInt = 1
 
     def __post_init__(self):
         check_lengths(self)

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import numpy as np
@@ -17,6 +18,9 @@ from jax.sharding import Mesh
 from prompt_tuning import processes, report
 from prompt_tuning.devices import sharding
 from prompt_tuning.errors import UserError
+from prompt_tuning.types import PositiveInt
+
+Submesh = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +39,10 @@ class Partitioner:
       devices: by default all devices of all processes.
     """
 
-    num_partitions: int = 1
-    model_parallel_submesh: tuple[int, int, int, int] | None = None
-    activation_partitioning_dims: int = 1
-    parameter_partitioning_dims: int = 1
+    num_partitions: PositiveInt = 1
+    model_parallel_submesh: Submesh | None = None
+    activation_partitioning_dims: Literal[1, 2] = 1
+    parameter_partitioning_dims: Literal[1, 2] = 1
     devices: tuple[jax.Device, ...] | None = None
 
     def __post_init__(self):

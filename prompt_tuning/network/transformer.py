@@ -8,7 +8,7 @@ the time to compile does not grow with depth. Checkpoint readers map one to the 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.network import adapters, layers, saved_activations
 from prompt_tuning.network.adapters import Where
 from prompt_tuning.network.prompts import Prompt, PromptBank
-from prompt_tuning.types import Array
+from prompt_tuning.types import Array, PositiveInt, Rate
 
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "dots": jax.checkpoint_policies.save_only_these_names(saved_activations.PRODUCT),
@@ -53,21 +53,21 @@ class T5Config:
         decoder, whose rows are short, always does by 'einsum'.
     """
 
-    vocab_size: int
-    emb_dim: int
-    num_heads: int
-    num_encoder_layers: int
-    num_decoder_layers: int
-    head_dim: int
-    mlp_dim: int
+    vocab_size: PositiveInt
+    emb_dim: PositiveInt
+    num_heads: PositiveInt
+    num_encoder_layers: PositiveInt
+    num_decoder_layers: PositiveInt
+    head_dim: PositiveInt
+    mlp_dim: PositiveInt
     mlp_activations: tuple[str, ...] = ("gelu", "linear")
-    dropout_rate: float = 0.0
+    dropout_rate: Rate = 0.0
     logits_via_embedding: bool = False
-    relpos_buckets: int = 32
-    relpos_max_distance: int = 128
+    relpos_buckets: PositiveInt = 32
+    relpos_max_distance: PositiveInt = 128
     dtype: str = "float32"
-    remat: str = "none"
-    unroll: int = 1
+    remat: Literal["none", "dots", "full"] = "none"
+    unroll: PositiveInt = 1
     attention: str = "einsum"
 
     def __post_init__(self):

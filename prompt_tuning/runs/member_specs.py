@@ -11,6 +11,7 @@ from typing import Any
 
 import optax
 
+from prompt_tuning import values
 from prompt_tuning.checkpoints import adapter_file, prompt_file
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import registry
@@ -19,6 +20,13 @@ from prompt_tuning.runs.identity import describe_init, describe_optimizer
 from prompt_tuning.runs.settings import Data, Settings, TaskSource
 from prompt_tuning.training import prompt_lists
 from prompt_tuning.training.prompt_starts import PromptInit
+from prompt_tuning.types import (
+    BatchSize,
+    FeatureLengths,
+    LearningRate,
+    PromptLength,
+    Seed,
+)
 
 # The name of every prompt where it is evaluated.
 PROMPT = "prompt"
@@ -62,20 +70,20 @@ class MemberSpec:
     own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-# What PROMPTS may set, and the kinds of values that it takes.
-OWN_VALUES: dict[str, tuple[type, ...]] = {
-    "mixture_or_task_name": (str,),
-    "mixture_or_task_module": (str, type(None)),
-    "task_feature_lengths": (Mapping,),
-    "train_split": (str,),
-    "eval_split": (str, type(None)),
-    "batch_size": (int,),
-    "method": (str, Method),
-    "prompt_length": (int,),
-    "prompt_init": (str, type(None), type(lambda: None)),
-    "placement": (str,),
-    "seed": (int,),
-    "learning_rate": (int, float),
+# What PROMPTS may set, and the values that it takes (see `values`).
+OWN_VALUES: dict[str, Any] = {
+    "mixture_or_task_name": str,
+    "mixture_or_task_module": str | None,
+    "task_feature_lengths": FeatureLengths,
+    "train_split": str,
+    "eval_split": str | None,
+    "batch_size": BatchSize,
+    "method": Method | str,
+    "prompt_length": PromptLength,
+    "prompt_init": PromptInit | str | None,
+    "placement": str,
+    "seed": Seed,
+    "learning_rate": LearningRate,
 }
 _OF_DATA = {field.name for field in dataclasses.fields(Data)}
 
@@ -111,8 +119,6 @@ def specs(settings: Settings) -> tuple[MemberSpec, ...]:
         variants = prompt_lists.expand(settings.prompts, tuple(OWN_VALUES))
         found = tuple(_member(common, variant, settings) for variant in variants)
     for spec in found:
-        if spec.batch_size < 1:
-            raise UserError(f"BATCH_SIZE={spec.batch_size} must be 1 or more")
         if spec.method.has_prompt and spec.prompt_length < 1:
             raise UserError(
                 f"PROMPT_LENGTH={spec.prompt_length} must be 1 or more: "
@@ -130,23 +136,21 @@ def _member(
     common: MemberSpec, variant: prompt_lists.Variant, settings: Settings
 ) -> MemberSpec:
     """One of several prompts."""
-    values = dict(variant.values)
-    for key, value in values.items():
-        if not isinstance(value, OWN_VALUES[key]) or isinstance(value, bool):
-            raise UserError(f"PROMPTS: {key}={value!r} is no value for {key}")
-    if "learning_rate" in values:
-        values["optimizer"] = _optimizer_at(
-            values.pop("learning_rate"), variant.name, settings
+    values.check_each(variant.values, OWN_VALUES, lambda key: f"PROMPTS: {key}")
+    own = dict(variant.values)
+    if "learning_rate" in own:
+        own["optimizer"] = _optimizer_at(
+            own.pop("learning_rate"), variant.name, settings
         )
-    method = registry.named(values.get("method", common.method))
+    method = registry.named(own.get("method", common.method))
     if method.result == "model":
         raise UserError(
             f"PROMPTS: {variant.name!r} is no prompt: {method.kind} tunes the model"
         )
-    values["method"] = method
-    length = values.get("prompt_length", settings.tuning.prompt_length)
-    values["prompt_length"] = length if method.has_prompt else 0
-    of_data = {key: values.pop(key) for key in _OF_DATA & values.keys()}
+    own["method"] = method
+    length = own.get("prompt_length", settings.tuning.prompt_length)
+    own["prompt_length"] = length if method.has_prompt else 0
+    of_data = {key: own.pop(key) for key in _OF_DATA & own.keys()}
     data = common.data
     if of_data.get("mixture_or_task_name", data.mixture_or_task_name) != (
         data.mixture_or_task_name
@@ -159,7 +163,7 @@ def _member(
         file=f"{prompt_file.FOLDER}/{variant.name}.safetensors",
         data=dataclasses.replace(data, **of_data),
         own=variant.values,
-        **values,
+        **own,
     )
 
 
@@ -169,10 +173,8 @@ def _optimizer_at(
     """The optimizer of a prompt at its own rate.
 
     Raises:
-      UserError: it is none, or nothing makes an optimizer of it.
+      UserError: nothing makes an optimizer of it.
     """
-    if not rate > 0:
-        raise UserError(f"learning_rate={rate} must be above 0")
     if settings.optimizer_at is None:
         raise UserError(
             f"prompt {name!r} has a learning_rate: give the settings an optimizer_at "

@@ -15,6 +15,17 @@ from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import T5Config
 from prompt_tuning.training.prompt_starts import PromptInit
 from prompt_tuning.training.schedule import Schedule
+from prompt_tuning.types import (
+    ActivationDtype,
+    BatchSize,
+    FeatureLengths,
+    NonNegativeFloat,
+    PositiveInt,
+    PromptLength,
+    Rate,
+    Seed,
+    WeightDtype,
+)
 
 if TYPE_CHECKING:
     from prompt_tuning.runs.task_data import TaskData
@@ -26,16 +37,16 @@ class Base:
 
     Attributes:
       config: its sizes.
-      initial_checkpoint_path: its weights (see `formats.open_model`), or
-        ``embedded:NAME``.
+      initial_checkpoint_path: the base model, of any format (see
+        `formats.open_model`), or ``embedded:NAME``.
       frozen_dtype: dtype of frozen weights: 'auto', 'float32', 'bfloat16', 'int8'.
-      activation_dtype: dtype of the computation, likewise.
+      activation_dtype: dtype of the computation: 'auto', 'float32', 'bfloat16'.
     """
 
     config: T5Config
     initial_checkpoint_path: str
-    frozen_dtype: str = "auto"
-    activation_dtype: str = "auto"
+    frozen_dtype: WeightDtype = "auto"
+    activation_dtype: ActivationDtype = "auto"
 
 
 class TaskSource(Protocol):
@@ -76,17 +87,17 @@ class Data:
     """A registered seqio task or mixture, or local files that become one.
 
     Attributes:
-      mixture_or_task_name: its name.
+      mixture_or_task_name: name of the task or mixture.
       task_feature_lengths: text tokens of ``inputs`` and ``targets``.
-      mixture_or_task_module: imported to register it.
+      mixture_or_task_module: the module that registers it.
       local_task: files to register as the task, if it is not a module's.
       train_split: split to tune on.
-      eval_split: split that chooses the best step; None keeps the last.
+      eval_split: split that chooses the best step; None keeps the last step.
       pack: several examples a row.
     """
 
     mixture_or_task_name: str
-    task_feature_lengths: Mapping[str, int]
+    task_feature_lengths: FeatureLengths
     mixture_or_task_module: str | None = None
     local_task: LocalTask | None = None
     train_split: str = "train"
@@ -138,17 +149,18 @@ class Tuning:
     """What moves, how, and where it starts.
 
     Attributes:
-      method: the method, or its kind for that with the default options.
+      method: what moves: a method, or its kind, such as 'prompt_tuning', for that with
+        its default options.
       optimizer: moves the tuned leaves.
       prompt_length: positions of the prompt; 0 for methods without one.
-      prompt_init: how its rows start (see `prompt_starts.named` for texts); sampled
+      prompt_init: how the prompt's rows start (see `prompt_starts.named` for texts); sampled
         vocabulary by default, if the method starts from rows.
-      placement: 'prepend', 'append' or 'after_bos'.
+      placement: where the prompt stands: 'prepend', 'append' or 'after_bos'.
     """
 
     method: Method | str
     optimizer: optax.GradientTransformation
-    prompt_length: int = 100
+    prompt_length: PromptLength = 100
     prompt_init: PromptInit | str | None = None
     placement: str = "prepend"
 
@@ -163,8 +175,8 @@ class Objective:
       loss_normalizing_factor: see `losses.weights_and_divisor`.
     """
 
-    z_loss: float = 1e-4
-    label_smoothing: float = 0.0
+    z_loss: NonNegativeFloat = 1e-4
+    label_smoothing: Rate = 0.0
     loss_normalizing_factor: str | float | None = None
 
 
@@ -194,12 +206,12 @@ class Settings:
     data: TaskSource
     tuning: Tuning
     schedule: Schedule
-    batch_size: int = 32
+    batch_size: BatchSize = 32
     objective: Objective = Objective()
-    seed: int = 0
-    eval_batch_size: int = 64
-    num_eval_examples: int | None = None
-    num_microbatches: int = 1
+    seed: Seed = 0
+    eval_batch_size: BatchSize = 64
+    num_eval_examples: PositiveInt | None = None
+    num_microbatches: PositiveInt = 1
     partitioner: Partitioner = dataclasses.field(default_factory=Partitioner)
     prompts: Sequence[Mapping[str, Any]] | None = None
     optimizer_at: Callable[[float], optax.GradientTransformation] | None = None

@@ -25,6 +25,7 @@ from prompt_tuning.checkpoints import base_models, formats, loading, prompt_form
 from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.checkpoints.prompt_formats import Saved
 from prompt_tuning.devices import sharding, topologies
+from prompt_tuning.errors import UserError
 from prompt_tuning.methods import registry
 from prompt_tuning.methods.method import Start
 from prompt_tuning.network.model import Model
@@ -37,7 +38,7 @@ from prompt_tuning.runs.member_specs import MemberSpec
 from prompt_tuning.runs.member_tasks import MemberTasks
 from prompt_tuning.runs.settings import Settings
 from prompt_tuning.training import loop, prompt_starts
-from prompt_tuning.training.members import Member, Result
+from prompt_tuning.training.members import Batches, Member, Result
 from prompt_tuning.types import Params
 
 
@@ -159,21 +160,17 @@ def load(planned: Plan, base: BaseModel | None = None) -> Loaded:
     tasks = MemberTasks(config.vocab_size, vocabulary)
     batches = []
     for spec in specs:
-        task, data = tasks.of(spec), spec.data
-        batches.append(
-            task.batches(data.train_split, spec.batch_size, spec.seed, pack=data.pack)
-        )
-        tasks.fill(spec)
-        if data.eval_split is not None:
-            task.check(data.eval_split)
+        with report.doing(f"reading {spec.data.mixture_or_task_name}"):
+            batches.append(_draw(tasks, spec))
     if base is None:
-        base = base_models.load(
-            config,
-            checkpoint,
-            frozen_dtype=planned.weights_dtype,
-            activation_dtype=settings.base.activation_dtype,
-            partitioner=settings.partitioner,
-        )
+        with report.doing(f"loading {settings.base.initial_checkpoint_path}"):
+            base = base_models.load(
+                config,
+                checkpoint,
+                frozen_dtype=planned.weights_dtype,
+                activation_dtype=settings.base.activation_dtype,
+                partitioner=settings.partitioner,
+            )
     bank = tuple(
         Prompt(spec.name, spec.prompt_length) for spec in specs if spec.prompt_length
     )
@@ -207,6 +204,23 @@ def load(planned: Plan, base: BaseModel | None = None) -> Loaded:
         for spec, draw in zip(specs, batches, strict=True)
     ]
     return Loaded(planned, base, model, frozen, tuple(members), tasks)
+
+
+def _draw(tasks: MemberTasks, spec: MemberSpec) -> Batches:
+    """A member's training batches, once its splits have been found sound.
+
+    Raises:
+      UserError: a split cannot be used.
+    """
+    task, data = tasks.of(spec), spec.data
+    batches = task.batches(data.train_split, spec.batch_size, spec.seed, pack=data.pack)
+    tasks.fill(spec)
+    if data.eval_split is not None:
+        try:
+            task.check(data.eval_split)
+        except UserError as error:
+            raise UserError(f"{error}; EVAL_SPLIT=None tunes without one") from error
+    return batches
 
 
 def run(

@@ -106,6 +106,7 @@ def fit(
             stack.enter_context(sharding.partitioned(mesh, partitioner.rules))
         # A turn ends when somebody leaves, the last one with the run.
         while progress.active and progress.step < schedule.steps:
+            log.doing("compiling the training step")
             others = trees.merge(frozen, progress.part(frozen))
             tx = optimizer(progress.active)
             train_step = jax.jit(

@@ -17,9 +17,20 @@ import optax
 from prompt_tuning import trees
 from prompt_tuning.errors import UserError
 from prompt_tuning.network.prompts import PROMPT_LEAVES
-from prompt_tuning.types import Array, PyTree
+from prompt_tuning.types import (
+    Array,
+    LearningRate,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PyTree,
+    Rate,
+    Share,
+)
 
-LearningRate = Callable[[Array], Array]
+# From the number of a step to its rate.
+LearningRateFn = Callable[[Array], Array]
 
 STACKED = r"(.*/)?layers/.*"
 
@@ -32,14 +43,14 @@ class Optimizer(optax.GradientTransformation):
       values: the other values that it was made of, with its name; JSON.
     """
 
-    learning_rate: float | LearningRate
+    learning_rate: float | LearningRateFn
     values: Mapping[str, Any]
 
     @classmethod
     def of(
         cls,
         tx: optax.GradientTransformation,
-        learning_rate: float | LearningRate,
+        learning_rate: float | LearningRateFn,
         **values: Any,
     ) -> "Optimizer":
         """Says of ``tx`` what it was made of."""
@@ -60,16 +71,16 @@ _compiled = functools.lru_cache(maxsize=128)(jax.jit)
 
 def learning_rate_schedule(
     factors: str = "constant",
-    base_learning_rate: float = 0.3,
-    warmup_steps: int = 1000,
-    decay_steps: int | None = None,
+    base_learning_rate: LearningRate = 0.3,
+    warmup_steps: PositiveInt = 1000,
+    decay_steps: PositiveInt | None = None,
     *,
-    decay_factor: float = 0.5,
-    steps_per_decay: int = 20_000,
-    steps_per_cycle: int = 100_000,
-    cooldown_steps: int = 0,
-    min_learning_rate: float = 1e-8,
-) -> LearningRate:
+    decay_factor: PositiveFloat = 0.5,
+    steps_per_decay: PositiveInt = 20_000,
+    steps_per_cycle: PositiveInt = 100_000,
+    cooldown_steps: NonNegativeInt = 0,
+    min_learning_rate: NonNegativeFloat = 1e-8,
+) -> LearningRateFn:
     """A product of factors, as T5X's ``create_learning_rate_scheduler`` has it.
 
     T5X's factors keep their arithmetic: constant (times the base rate), linear_warmup,
@@ -84,8 +95,8 @@ def learning_rate_schedule(
     it (Hägele et al. 2024), so that a run of unknown length can be ended at any step.
 
     Args:
-      factors: names joined by ``*``.
-      base_learning_rate: what ``constant`` multiplies by.
+      factors: what the rate is the product of at each step, names joined by ``*``.
+      base_learning_rate: the learning rate, where ``constant`` is a factor.
       warmup_steps: length of the warm-up, and offset of the decays.
       decay_steps: the step at which the factors that are ours reach 0.
       decay_factor: see linear_decay and decay_every.
@@ -160,20 +171,29 @@ def learning_rate_schedule(
 
 
 def adafactor(
-    learning_rate: float | LearningRate,
+    learning_rate: LearningRate | LearningRateFn,
     *,
-    decay_rate: float = 0.8,
-    step_offset: int = 0,
+    decay_rate: PositiveFloat = 0.8,
+    step_offset: NonNegativeInt = 0,
     multiply_by_parameter_scale: bool = True,
-    clipping_threshold: float | None = 1.0,
-    weight_decay_rate: float | None = None,
-    min_dim_size_to_factor: int = 128,
+    clipping_threshold: PositiveFloat | None = 1.0,
+    weight_decay_rate: Share | None = None,
+    min_dim_size_to_factor: NonNegativeInt = 128,
 ) -> optax.GradientTransformation:
     """Adafactor with T5X's defaults and arithmetic.
 
     The second moments of a prompt are never factored, whatever its length. The original
     prompt tuning code asks for the same, but T5X factors a prompt of 128 positions or
     more all the same, by its heuristic for matrices.
+
+    Args:
+      learning_rate: a rate, or one for each step (see `learning_rate_schedule`).
+      decay_rate: power of the step by which the second moments forget.
+      step_offset: steps to leave out of that count, for a run that goes on.
+      multiply_by_parameter_scale: make the steps relative to the size of a matrix.
+      clipping_threshold: longest update, as root mean square; None never clips.
+      weight_decay_rate: share of the weights taken off in every step; None is 0.
+      min_dim_size_to_factor: a matrix with a side below this is not factored.
     """
 
     def build(factored: bool) -> optax.GradientTransformation:
@@ -211,14 +231,22 @@ def adafactor(
 
 
 def adamw(
-    learning_rate: float | LearningRate,
+    learning_rate: LearningRate | LearningRateFn,
     *,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    weight_decay_rate: float = 0.0,
-    max_grad_norm: float | None = None,
+    b1: Rate = 0.9,
+    b2: Rate = 0.999,
+    weight_decay_rate: NonNegativeFloat = 0.0,
+    max_grad_norm: PositiveFloat | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW, with clipping of the global gradient norm if ``max_grad_norm`` is given."""
+    """AdamW, with clipping of the global gradient norm if ``max_grad_norm`` is given.
+
+    Args:
+      learning_rate: a rate, or one for each step (see `learning_rate_schedule`).
+      b1: how much of the mean of gradients a step keeps.
+      b2: how much of the mean of their squares a step keeps.
+      weight_decay_rate: share of the weights taken off in every step, times the rate.
+      max_grad_norm: longest gradient over all leaves; None never clips.
+    """
     tx = optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay_rate)
     if max_grad_norm is not None:
         tx = optax.chain(optax.clip_by_global_norm(max_grad_norm), tx)

@@ -12,7 +12,7 @@ from prompt_tuning.checkpoints import prompt_formats
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import initializers
 from prompt_tuning.methods.initializers import PAPER_POPULATION
-from prompt_tuning.types import Array, Initializer
+from prompt_tuning.types import Array, Initializer, PositiveFloat, PositiveInt
 
 Encode = Callable[[str], Sequence[int]]  # text -> token ids, without EOS
 # (embedding table [V, H], tokenizer, id of "unknown") -> initialiser
@@ -47,24 +47,36 @@ def named(text: str, labels: Sequence[str] | None) -> PromptInit:
     return known[text]()
 
 
-def random_init(scale: float = 0.5) -> PromptInit:
-    """Uniform in ``[-scale, scale]``."""
+def random_init(scale: PositiveFloat = 0.5) -> PromptInit:
+    """Uniform in ``[-scale, scale]``.
+
+    Args:
+      scale: the largest element; the paper's 0.5.
+    """
     return lambda table, encode, unk_id: initializers.random_uniform(scale)
 
 
-def sampled_vocab_init(population: int = PAPER_POPULATION) -> PromptInit:
-    """Rows of the ``population`` most common pieces."""
+def sampled_vocab_init(population: PositiveInt = PAPER_POPULATION) -> PromptInit:
+    """Rows of the ``population`` most common pieces.
+
+    Args:
+      population: how many pieces to draw from.
+    """
     return lambda table, encode, unk_id: initializers.sampled_vocab(
         table, population=population
     )
 
 
 def class_labels_init(
-    labels: Sequence[str] | None = None, population: int = PAPER_POPULATION
+    labels: Sequence[str] | None = None, population: PositiveInt = PAPER_POPULATION
 ) -> PromptInit | str:
     """A row for each label, the rest sampled vocabulary.
 
     Without labels they are the task's own, so that it is made by its name later.
+
+    Args:
+      labels: class labels, the mean of its pieces each; None takes the task's.
+      population: how many pieces to draw the rest from.
     """
     if labels is None:
         return "class_labels"
@@ -84,8 +96,13 @@ def _labels_init(labels: Sequence[str], population: int) -> PromptInit:
     return make
 
 
-def text_init(text: str, population: int = PAPER_POPULATION) -> PromptInit:
-    """The pieces of ``text``, the rest sampled vocabulary."""
+def text_init(text: str, population: PositiveInt = PAPER_POPULATION) -> PromptInit:
+    """The pieces of ``text``, the rest sampled vocabulary.
+
+    Args:
+      text: words that the prompt starts as.
+      population: how many pieces to draw the rest from.
+    """
 
     def make(table: Array, encode: Encode, unk_id: int) -> Initializer:
         fallback = initializers.sampled_vocab(table, population=population)
@@ -96,7 +113,11 @@ def text_init(text: str, population: int = PAPER_POPULATION) -> PromptInit:
 
 
 def saved_init(path: str | pathlib.Path) -> PromptInit:
-    """A saved prompt, in any format that `prompt_formats.load` reads."""
+    """A saved prompt.
+
+    Args:
+      path: the prompt, in any format that `prompt_formats.load` reads.
+    """
 
     def make(table: Array, encode: Encode, unk_id: int) -> Initializer:
         prompt, _ = prompt_formats.load(path)

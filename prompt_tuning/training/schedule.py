@@ -3,7 +3,8 @@
 
 import dataclasses
 
-from prompt_tuning.errors import UserError
+from prompt_tuning import values
+from prompt_tuning.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 # A period that nobody gives is a tenth of the run, and at most so many steps.
 LONGEST_PERIOD = 1000
@@ -16,9 +17,9 @@ class Schedule:
     Attributes:
       steps: the step at which training ends.
       eval_period: steps between evaluations; the last step is always evaluated. None
-        is a tenth of ``steps``, `LONGEST_PERIOD` at most.
-      checkpoint_period: steps between checkpoints, likewise; the last step is always
-        saved.
+        is a tenth of the run, 1,000 at most.
+      checkpoint_period: steps between checkpoints; the last step is always saved. None
+        is a tenth of the run, 1,000 at most.
       log_period: steps between records of the loss.
       patience: evaluations without a better metric after which training stops; 0
         trains to the end.
@@ -29,14 +30,14 @@ class Schedule:
         whatever the step; 0 goes by steps alone.
     """
 
-    steps: int
-    eval_period: int | None = None
-    checkpoint_period: int | None = None
-    log_period: int = 10
-    patience: int = 0
+    steps: PositiveInt
+    eval_period: NonNegativeInt | None = None
+    checkpoint_period: NonNegativeInt | None = None
+    log_period: NonNegativeInt = 10
+    patience: NonNegativeInt = 0
     metric: str | None = None
     keep_last: bool = False
-    checkpoint_seconds: float = 300.0
+    checkpoint_seconds: NonNegativeFloat = 300.0
 
     def __post_init__(self):
         """Refuses what is no number of steps.
@@ -44,20 +45,7 @@ class Schedule:
         Raises:
           UserError: a length or a period is none.
         """
-        for name, macro, least in (
-            ("steps", "TRAIN_STEPS", 1),
-            ("eval_period", "EVAL_PERIOD", 0),
-            ("checkpoint_period", "CHECKPOINT_PERIOD", 0),
-            ("log_period", "log_period", 0),
-            ("patience", "EARLY_STOPPING_PATIENCE", 0),
-        ):
-            value = getattr(self, name)
-            if value is None and name in ("eval_period", "checkpoint_period"):
-                continue
-            if type(value) is not int or value < least:
-                raise UserError(
-                    f"{macro}={value!r} must be a whole number, {least} or more"
-                )
+        values.check(Schedule, vars(self))
 
     def due(self, step: int, period: int | None) -> bool:
         """Whether ``step`` ends a period or the run."""

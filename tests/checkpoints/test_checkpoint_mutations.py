@@ -39,7 +39,7 @@ def originals(tmp_path_factory):
     params = jax.jit(Model(Transformer(CONFIG)).init)(jax.random.key(0))
     model_file.save_model(folder / "native", params, {"note": "tiny"})
     for format in ("t5x", "huggingface"):
-        convert.convert(str(folder / "native"), str(folder / format), format)
+        convert.convert(str(folder / "native"), str(folder / format), to=format)
     array = np.random.default_rng(0).standard_normal((4, 8), np.float32)
     for format in prompt_formats.FORMATS:
         # In a folder each, so that every mutant is a copy of a folder.

@@ -60,8 +60,8 @@ def same(a, b):
 @pytest.mark.parametrize("first", formats.FORMATS)
 @pytest.mark.parametrize("second", formats.FORMATS)
 def test_conversions_lose_no_bit(first, second, native, params, config, tmp_path):
-    convert.convert(str(native), str(tmp_path / "a"), first)
-    convert.convert(str(place(first, tmp_path / "a")), str(tmp_path / "b"), second)
+    convert.convert(str(native), str(tmp_path / "a"), to=first)
+    convert.convert(str(place(first, tmp_path / "a")), str(tmp_path / "b"), to=second)
     found = place(second, tmp_path / "b")
     source = formats.open_model(found)
     assert source.format == second
@@ -78,13 +78,13 @@ def test_a_run_knows_a_model_whatever_its_format(native, config, tmp_path):
     for format in ("t5x", "huggingface"):
         for dtype in ("float32", "bfloat16"):
             folder = tmp_path / format / dtype
-            convert.convert(str(native), str(folder), format, dtype=dtype)
+            convert.convert(str(native), str(folder), to=format, dtype=dtype)
             prints.add(base_models.load(config, place(format, folder)).fingerprint)
     assert len(prints) == 1
 
 
 def test_bfloat16_halves_a_model(native, tmp_path):
-    convert.convert(str(native), str(tmp_path / "half"), "native", dtype="bfloat16")
+    convert.convert(str(native), str(tmp_path / "half"), to="native", dtype="bfloat16")
     specs = formats.open_model(tmp_path / "half").specs
     assert {str(spec.dtype) for spec in specs.values()} == {"bfloat16"}
 
@@ -119,7 +119,7 @@ def test_prompts_go_out_and_come_back(format, tmp_path):
 
 
 def test_a_config_of_another_size_names_both(native, config, tmp_path, capsys):
-    convert.convert(str(native), str(tmp_path / "hf"), "huggingface")
+    convert.convert(str(native), str(tmp_path / "hf"), to="huggingface")
     wider = T5Config(**{**vars(config), "emb_dim": 64, "relpos_max_distance": 99})
     with pytest.raises(UserError) as caught:
         base_models.load(wider, tmp_path / "hf")
@@ -182,10 +182,10 @@ def test_a_prompt_is_not_written_over_its_source(tmp_path):
     before = (tmp_path / "p").read_bytes()
     for path, output in (("p", "p"), ("p", "link"), ("folder", "folder/p.npy")):
         with pytest.raises(UserError, match="which is read"):
-            convert.convert(str(tmp_path / path), str(tmp_path / output), "npy")
+            convert.convert(str(tmp_path / path), str(tmp_path / output), to="npy")
     assert (tmp_path / "p").read_bytes() == before
     with pytest.raises(UserError, match="no file that can be replaced"):
-        convert.convert(str(tmp_path / "p"), "/dev/full", "npy")
+        convert.convert(str(tmp_path / "p"), "/dev/full", to="npy")
 
 
 def test_without_its_vocabulary_no_model_is_left(native, tmp_path):
@@ -196,7 +196,7 @@ def test_without_its_vocabulary_no_model_is_left(native, tmp_path):
                 convert.convert(
                     str(native),
                     str(tmp_path / "out"),
-                    format,
+                    to=format,
                     vocabulary=str(vocabulary),
                 )
             assert not (tmp_path / "out").exists()

@@ -106,7 +106,7 @@ def test_released_prompts_show_their_norms(name, norm, shared, capsys):
 def test_models_of_other_formats_show_their_sizes(capsys, tmp_path, tiny_params):
     model_file.save_model(tmp_path / "own", tiny_params, {})
     for format in ("t5x", "huggingface"):
-        convert.convert(str(tmp_path / "own"), str(tmp_path / format), format)
+        convert.convert(str(tmp_path / "own"), str(tmp_path / format), to=format)
         text = shown(capsys, tmp_path / format)
         assert format in text and "num_decoder_layers" in text
         assert f"{trees.count(tiny_params):,} in" in text

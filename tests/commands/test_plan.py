@@ -81,7 +81,7 @@ def test_the_local_devices_are_planned_and_compiled(capsys):
         ("--gin.TOPOLOGY=v5e:5x5", "set TOPOLOGY to v5e:"),
         ("--gin.NUM_PARTITIONS=4", "heads 2 over 4"),
         ("--gin.BATCH_SIZE=6", "set BATCH_SIZE to 4 or 8"),
-        ("--gin.REMAT=some", "remat='some'"),
+        ("--gin.REMAT=some", "REMAT='some'"),
         ("--gin.FROZEN_DTYPE=int3", "int3"),
         ("--gin.STEP=eval", "STEP='eval' is not one of 'train', 'rank', 'decode'"),
     ],

@@ -10,6 +10,7 @@ import pytest
 
 from prompt_tuning import cli, config
 from prompt_tuning.checkpoints import prompt_file
+from prompt_tuning.command_line import configuration
 from prompt_tuning.decoding import Beam, Greedy, Sampling
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs" / "decoding"
@@ -23,14 +24,11 @@ STRATEGIES = {
 
 
 def configured(*arguments):
-    """The strategy that gin makes, as its own class (gin's is a subclass of it)."""
-    config.parse(*arguments, [])
-    strategies = [
-        config.gin.query_parameter(f"{command}.strategy").configurable.wrapped
-        for command in ("evaluate", "infer")
-    ]
-    assert strategies[0] is strategies[1]
-    return config.CONFIGURABLE[strategies[0].__name__](max_decode_len=9, eos_id=1)
+    """The strategy that gin makes."""
+    found = configuration.parse(*arguments)
+    config.parse(found)
+    strategy = found.value("DECODING").name
+    return config.configurable(strategy)(max_decode_len=9, eos_id=1)
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.gin")), ids=lambda p: p.name)

@@ -133,7 +133,7 @@ def test_free_text(base):
         ({"length": 0}, "length=0 must be a whole number"),
         ({"length": True}, "length=True must be a whole number"),
         ({"batch_size": 2.5}, "batch_size=2.5 must be a whole number"),
-        ({"steps": 0}, "must be a whole number, 1 or more"),
+        ({"steps": 0}, "steps=0 must be a whole number from 1"),
         ({"seed": "1"}, "seed='1' must be a whole number"),
         ({"learning_rate": 0}, "learning_rate=0 must be a number above 0"),
         ({"learning_rate": []}, "must list different rates"),

@@ -456,11 +456,14 @@ def test_one_command_equals_the_runs_it_stands_for(arguments, tmp_path, capsys):
     [
         ({"PROMPTS": [{"sed": 1}]}, "PROMPTS cannot set 'sed'"),
         ({"PROMPTS": []}, "PROMPTS names no prompt"),
-        ({"PROMPTS": {"seed": 1}}, "must be a list of dicts"),
+        ({"PROMPTS": {"seed": 1}}, "must be a list, each item a dict"),
         ({"PROMPTS": [{"seed": 1}, {"seed": 1}]}, "give each dict its own 'name'"),
-        ({"PROMPTS": [{"seed": "one"}]}, "seed='one' is no value for seed"),
+        (
+            {"PROMPTS": [{"seed": "one"}]},
+            "PROMPTS: seed='one' must be a whole number from 0",
+        ),
         ({"PROMPTS": [{"prompt_init": "magic"}]}, "no prompt_init is called 'magic'"),
-        ({"PROMPTS": [{"learning_rate": -1.0}]}, "must be above 0"),
+        ({"PROMPTS": [{"learning_rate": -1.0}]}, "must be a number above 0"),
         (
             {"PROMPTS": [{}, {"mixture_or_task_name": "byt5_rotten_tomatoes"}]},
             "vocabulary",
@@ -474,7 +477,7 @@ def test_one_command_equals_the_runs_it_stands_for(arguments, tmp_path, capsys):
             "uses no LEARNING_RATE",
         ),
         (
-            {"PROMPTS": [{"seed": 1}], "Tuning.method": "model_tuning"},
+            {"PROMPTS": [{"seed": 1}], "METHOD": "model_tuning"},
             "leave PROMPTS out",
         ),
         ({"PROMPTS": [{"prompt_length": 0}]}, "PROMPT_LENGTH=0 must be 1 or more"),
@@ -484,6 +487,7 @@ def test_one_command_equals_the_runs_it_stands_for(arguments, tmp_path, capsys):
             {"PROMPTS": [{"method": "decomposed_prompt", "prompt_init": "random"}]},
             "decomposed_prompt has a start of its own",
         ),
+        ({"PROMPT_LENGTH": 0}, "PROMPT_LENGTH=0 must be 1 or more"),
     ],
 )
 def test_a_mistake_in_the_list_is_one_line(change, says, arguments, capsys):
