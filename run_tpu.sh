@@ -56,9 +56,9 @@ and a MODEL_DIR that all workers see (docs/scale.md).
 Example:
   ./run_tpu.sh --name tuning --zone us-central1-a --type v5litepod-8 --spot -- train \
     --gin_file=models/t5_1_1_mini.gin --gin_file=methods/prompt_tuning.gin \
-    --gin.MIXTURE_OR_TASK_NAME=rotten_tomatoes \
-    --gin.TASK_FEATURE_LENGTHS="{'inputs': 96, 'targets': 4}" \
-    --gin.MODEL_DIR=runs/tuning
+    --mixture_or_task_name=rotten_tomatoes \
+    --task_feature_lengths="{'inputs': 96, 'targets': 4}" \
+    --model_dir=runs/tuning
 EOF
 }
 
@@ -208,21 +208,23 @@ for path in ${send[@]+"${send[@]}"}; do
 done
 
 # The folder on the workers that the run fills; the last value wins, as it does with gin.
-model_dir='' before=''
+model_dir='' before='' names='(gin\.|gin_bindings=)?(model[_-]dir|eval[_-]output[_-]dir)'
+shopt -s nocasematch
 for word in "$@"; do
-  [[ $before =~ ^--gin\.[A-Z_]+$ ]] && word=$before=$word
-  if [[ $word =~ ^--gin(\.|_bindings=)(MODEL_DIR|EVAL_OUTPUT_DIR)\ *=\ *(.+)$ ]]; then
+  [[ $before =~ ^--$names$ ]] && word=$before=$word
+  if [[ $word =~ ^--$names\ *=\ *(.+)$ ]]; then
     model_dir=${BASH_REMATCH[3]}
     case $model_dir in \'*\' | \"*\") model_dir=${model_dir:1:-1} ;; esac
     model_dir=${model_dir%/}
   fi
   before=$word
 done
+shopt -u nocasematch
 [[ $model_dir != gs://* ]] ||
   fail "$model_dir is no folder: runs write to the workers' disks, or to a bucket that \
 --setup mounts (docs/scale.md)"
 [[ -n $model_dir || ! $1 =~ ^(train|pretrain)$ ]] ||
-  fail "$1 needs --gin.MODEL_DIR=FOLDER after '--': its files are to be fetched"
+  fail "$1 needs --model_dir=FOLDER after '--': its files are to be fetched"
 $dry_run || command -v gcloud >/dev/null ||
   fail 'gcloud is not installed (https://cloud.google.com/sdk/docs/install)'
 

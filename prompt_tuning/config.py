@@ -15,7 +15,7 @@ from typing import Any
 import gin
 import optax
 
-from prompt_tuning import files, values
+from prompt_tuning import files, report, values
 from prompt_tuning.checkpoints import base_models, formats, prompt_formats
 from prompt_tuning.command_line.configuration import Configuration
 from prompt_tuning.command_line.gin_files import Reference
@@ -23,7 +23,6 @@ from prompt_tuning.command_line.table import COMMANDS, CONFIGURABLES, load
 from prompt_tuning.errors import UserError
 from prompt_tuning.types import LearningRate
 
-CONFIG_FILE = "config.gin"
 LEARNING_RATE = "LEARNING_RATE"
 _NO_RATE = UserError(
     "PROMPTS give a learning_rate, but the optimizer uses no LEARNING_RATE: take it for "
@@ -144,18 +143,18 @@ def run(command: str, given: Mapping[str, Any]) -> Any:
     """
     function = configurable(COMMANDS[command].configurable)
     for target, binding in _parsed.bound.items():
-        if binding.value == _SIZES and _parsed.value(_ONE_SIZE) is None:
-            _find_sizes(target.rpartition(".")[0])
+        if binding.value == _SIZES:
+            _find_model(target.rpartition(".")[0])
     offered = {}
     if "on_start" in inspect.signature(function).parameters:
         offered["on_start"] = lambda folder: files.write_text(
-            folder / CONFIG_FILE, operative_config()
+            folder / report.CONFIG_FILE, operative_config()
         )
     return function(**given, **offered)
 
 
-def _find_sizes(name: str) -> None:
-    """Binds the sizes that no file gives, as the checkpoint has them.
+def _find_model(name: str) -> None:
+    """Binds the checkpoint that a prompt names, and sizes that no file gives.
 
     Args:
       name: of the configurable that takes the sizes, and the checkpoint beside them.
@@ -163,6 +162,10 @@ def _find_sizes(name: str) -> None:
     Raises:
       UserError: nothing says which model it is.
     """
+    has_sizes = _parsed.value(_ONE_SIZE) is not None
+    function = load(CONFIGURABLES[name])
+    if has_sizes and values.accepts(function, _CHECKPOINT, None):
+        return
     checkpoint, prompt = f"{name}.{_CHECKPOINT}", f"{name}.prompt_file"
     path, given = _parsed.value(checkpoint), _parsed.value(prompt)
     if path is None and given:
@@ -171,10 +174,13 @@ def _find_sizes(name: str) -> None:
         path = base_models.embedded_base(prompt_formats.load(first)[1])
         gin.bind_parameter(checkpoint, path)
     if path is None:
+        said = _said_as(checkpoint)
         raise UserError(
-            "no model: give a file of models/, e.g. --gin_file=models/t5_1_1_mini.gin, "
-            f"or a checkpoint that has sizes, {_said_as(checkpoint)}"
+            f"{said}=None is no model: say where one is, --{said.lower()}=PATH, or take "
+            "a file of models/ that does, e.g. --gin_file=models/t5_1_1_mini.gin"
         )
+    if has_sizes:
+        return
     source = base_models.open_checkpoint(path)
     for size, value in vars(formats.architecture(source)).items():
         if f"T5Config.{size}" not in _parsed.bound:

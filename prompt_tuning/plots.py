@@ -12,74 +12,163 @@ from prompt_tuning import files, report
 CURVE_FILE = "learning_curve.png"
 # More names than these would hide the lines that they belong to.
 MOST_NAMES = 12
+# Of a run of many tasks or metrics, so many axes are drawn, so many beside each other.
+MOST_PANELS, COLUMNS = 12, 3
+# What a metric's axis spans at least: points of a percentage, a share of other values.
+LEAST_PERCENT, LEAST_SHARE = 20.0, 0.2
 # What a record holds beside its values.
 _KEYS = ("split", "step", "member")
+_LOSS, _BEST = "loss", "best step"
+_REFERENCES = (
+    ("majority_accuracy", "most frequent label", "--"),
+    ("tf_idf_accuracy", "TF-IDF and logistic regression", ":"),
+)
 
 
-def learning_curve(model_dir: pathlib.Path) -> pathlib.Path | None:
+def learning_curve(
+    model_dir: files.Path, members: Sequence[Mapping[str, Any]] = ()
+) -> pathlib.Path | None:
     """Draws training loss and validation metrics over steps; a line for each member.
+
+    Args:
+      model_dir: folder of the run.
+      members: what its results say of each: where they say so, the best step is marked,
+        and lines show what the most frequent label and TF-IDF get right.
 
     Returns:
       The path of the picture, or None where there is nothing to draw.
     """
-    records = report.read_metrics(model_dir)
-    train = [r for r in records if r["split"] == "train"]
-    validation = [r for r in records if r["split"] == "validation"]
-    if not train:
+    folder = pathlib.Path(model_dir)
+    records = report.read_metrics(folder)
+    if not any(record["split"] == "train" for record in records):
         return None
-    path = pathlib.Path(model_dir) / CURVE_FILE
-    if len({r["member"] for r in train}) > 1:
-        _curves_of_many(path, train, validation)
-        return path
-    figure = _figure(8, 4.5)
-    axes = figure.add_subplot()
-    axes.plot([r["step"] for r in train], [r["loss"] for r in train], color="tab:blue")
-    axes.set_xlabel("step")
-    axes.set_ylabel("training loss per target token", color="tab:blue")
-    if validation:
-        right = axes.twinx()
-        names = [k for k in validation[-1] if k not in _KEYS]
-        for name, color in zip(names, ("tab:orange", "tab:green", "tab:red")):
-            right.plot(
-                [r["step"] for r in validation],
-                [r[name] for r in validation],
-                "o-",
-                color=color,
-                label=name,
-            )
-        right.set_ylabel("validation")
-        right.legend(loc="lower right")
-    axes.set_title(pathlib.Path(model_dir).name)
-    _save(figure, path)
-    return path
+    figure = curves(records, {row["name"]: row for row in members}, folder.name)
+    _save(figure, folder / CURVE_FILE)
+    return folder / CURVE_FILE
 
 
-def _curves_of_many(
-    path: pathlib.Path, train: Sequence[Mapping], validation: Sequence[Mapping]
-) -> None:
-    """The losses of several members, and the means of each one's metrics."""
-    figure = _figure(11, 4.5)
-    left, right = figure.subplots(1, 2)
-    names = dict.fromkeys(r["member"] for r in train)
-    for axes, records, label in (
-        (left, train, "training loss per target token"),
-        (right, validation, "validation, mean of the metrics"),
-    ):
+def curves(
+    records: Sequence[Mapping[str, Any]],
+    members: Mapping[str, Mapping[str, Any]],
+    title: str,
+) -> Any:
+    """The figure of `learning_curve`: the loss, and axes for each metric of each task.
+
+    Args:
+      records: those of ``metrics.jsonl``.
+      members: see `learning_curve`, by name.
+      title: above all.
+    """
+    panels: dict[tuple[str, str], list[Mapping[str, Any]]] = {("", _LOSS): []}
+    for record in records:
+        name = record.get("member", "")
+        if record["split"] == "train":
+            panels["", _LOSS].append(record)
+        elif record["split"] == "validation":
+            task = members.get(name, {}).get("task", "")
+            for metric in record.keys() - set(_KEYS):
+                panels.setdefault((task, metric), []).append(record)
+    drawn = sorted(panels, key=lambda key: (key[1] != _LOSS, key))[:MOST_PANELS]
+    tasks = {task for task, metric in drawn if metric != _LOSS}
+    columns = min(len(drawn), COLUMNS)
+    rows = -(-len(drawn) // columns)
+    figure = _figure(2 + 4.5 * columns, 1 + 3.2 * rows)
+    names = list(dict.fromkeys(r["member"] for r in panels["", _LOSS]))
+    for number, (task, metric) in enumerate(drawn, 1):
+        axes = figure.add_subplot(rows, columns, number)
         for name in names:
-            own = [r for r in records if r["member"] == name]
-            values = [
-                r["loss"]
-                if axes is left
-                else np.mean([v for k, v in r.items() if k not in _KEYS])
-                for r in own
-            ]
-            axes.plot([r["step"] for r in own], values, "o-", markersize=3, label=name)
+            own = [r for r in panels[task, metric] if r["member"] == name]
+            if own:
+                _line(axes, own, metric, members.get(name, {}), f"C{names.index(name)}")
+        if metric == _LOSS:
+            axes.set_ylabel("training loss per target token")
+            axes.set_ylim(bottom=0)
+        else:
+            of_task = [row for row in members.values() if row.get("task") == task]
+            _references(axes, metric, of_task)
+            axes.set_ylabel(f"{metric}, {task}" if len(tasks) > 1 else metric)
+            axes.set_ylim(_limits(axes))
         axes.set_xlabel("step")
-        axes.set_ylabel(label)
-    if len(names) <= MOST_NAMES:
-        left.legend(fontsize="small")
-    figure.suptitle(path.parent.name)
-    _save(figure, path)
+    figure.suptitle(title)
+    _legend(figure, names)
+    return figure
+
+
+def _line(
+    axes: Any,
+    records: Sequence[Mapping[str, Any]],
+    metric: str,
+    row: Mapping[str, Any],
+    color: str,
+) -> None:
+    """A member's values, a star where it was best."""
+    values = {record["step"]: record[metric] for record in records}
+    marker = "" if metric == _LOSS else "o"
+    label = records[0]["member"]
+    axes.plot(
+        values.keys(),
+        values.values(),
+        color=color,
+        marker=marker,
+        markersize=3,
+        label=label,
+    )
+    if (best := row.get("best_step")) in values:
+        axes.plot(
+            best,
+            values[best],
+            linestyle="",
+            marker="*",
+            markersize=13,
+            markerfacecolor=color,
+            markeredgecolor="black",
+            label=_BEST,
+        )
+
+
+def _references(axes: Any, metric: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """What knowing nothing, and words alone, would give."""
+    answers = next((row["answers"] for row in rows if row.get("answers")), {})
+    if metric != "accuracy":
+        return
+    for key, label, style in _REFERENCES:
+        if (value := answers.get(key)) is not None:
+            axes.axhline(value, color="gray", linestyle=style, label=label)
+
+
+def _limits(axes: Any) -> tuple[float, float]:
+    """Of a metric's axis, so wide that noise does not look like progress."""
+    values = np.concatenate([np.asarray(x.get_ydata(), float) for x in axes.lines])
+    low, high = float(values.min()), float(values.max())
+    is_percent = low >= 0 and high <= 100
+    least = (
+        LEAST_PERCENT if is_percent else LEAST_SHARE * max(abs(low), abs(high), 1e-9)
+    )
+    more = max(least - (high - low), 0.1 * (high - low)) / 2
+    low, high = low - more, high + more
+    if is_percent:
+        # Moved rather than cut, and a little beyond so that lines at the ends are seen.
+        shift = max(-1 - low, 0) - max(high - 101, 0)
+        low, high = max(low + shift, -1), min(high + shift, 101)
+    return low, high
+
+
+def _legend(figure: Any, names: Sequence[str]) -> None:
+    """Below the axes, where it covers nothing."""
+    found = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if not 1 < len(names) <= MOST_NAMES:
+        found = {k: v for k, v in found.items() if k not in names}
+    if found:
+        figure.legend(
+            found.values(),
+            found.keys(),
+            loc="outside lower center",
+            ncols=min(len(found), 4),
+            fontsize="small",
+        )
 
 
 def prompt(path: files.Path, norms: np.ndarray, cosines: np.ndarray) -> None:

@@ -5,11 +5,12 @@ import contextlib
 import json
 import pathlib
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import rich.console
@@ -21,6 +22,7 @@ from prompt_tuning.errors import printable
 from prompt_tuning.types import Params
 
 METRICS_FILE, RESULTS_FILE = "metrics.jsonl", "results.json"
+CONFIG_FILE, TENSORBOARD = "config.gin", "tensorboard"
 # What is done for longer is said where no terminal shows it, and again as often.
 SAY_AFTER, SAY_EVERY = 5, 30  # seconds
 # The progress line shows the loss and as much as fits of these records, in this order.
@@ -101,6 +103,12 @@ def read_metrics(model_dir: pathlib.Path) -> list[dict]:
     return records
 
 
+def mean_per_token(metrics: Sequence[Mapping[str, np.ndarray]], name: str) -> float:
+    """What steps summed up over their target tokens, for each of these."""
+    tokens = max(float(sum(m["weight"] for m in metrics)), 1.0)
+    return float(sum(m[name] for m in metrics)) / tokens
+
+
 class Log:
     """Writes the records of a run; a context manager that owns the progress bar.
 
@@ -133,8 +141,13 @@ class Log:
             text = "".join(json.dumps(record) + "\n" for record in kept)
             self._path.write_text(text)
             self._events = tensorboardX.SummaryWriter(
-                str(self._path.parent / "tensorboard"), purge_step=first + 1
+                str(self._path.parent / TENSORBOARD), purge_step=first + 1
             )
+            config = self._path.with_name(CONFIG_FILE)
+            if config.exists():
+                # As a block of Markdown's, which keeps the lines.
+                text = config.read_text(encoding="utf-8")
+                self._events.add_text("config", textwrap.indent(text, "    "), first)
         show = not quiet and (console.is_terminal or sys.stderr.isatty())
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("step {task.completed}/{task.total}"),
@@ -186,11 +199,9 @@ class Log:
           metrics: of every step.
           learning_rate: of the last one.
         """
-        weight = float(sum(m["weight"] for m in metrics))
-        tokens = max(weight, 1.0)
         values = {
-            "loss": float(sum(m["token_loss"] for m in metrics)) / tokens,
-            "token_accuracy": float(sum(m["correct"] for m in metrics)) / tokens,
+            "loss": mean_per_token(metrics, "token_loss"),
+            "token_accuracy": mean_per_token(metrics, "correct"),
             "grad_norm": float(np.mean([m["grad_norm"] for m in metrics])),
         }
         if learning_rate is not None:
@@ -241,6 +252,33 @@ class Log:
             if len(more) <= console.width - _OTHER_COLUMNS:
                 text = more
         return text
+
+
+def hyperparameters(
+    model_dir: pathlib.Path,
+    member: str,
+    values: Mapping[str, Any],
+    found: Mapping[str, float],
+    step: int,
+) -> None:
+    """Tells TensorBoard what a member was tuned with, and what it gave.
+
+    Args:
+      model_dir: folder of the run.
+      member: its name.
+      values: by name; what is no number is shown as a text.
+      found: metrics and the loss, by name.
+      step: the step that they are of.
+    """
+    import tensorboardX
+
+    shown = {
+        name: value if isinstance(value, bool | int | float) else str(value)
+        for name, value in values.items()
+    }
+    folder = str(pathlib.Path(model_dir) / TENSORBOARD)
+    with tensorboardX.SummaryWriter(folder) as events:
+        events.add_hparams(shown, dict(found), name=member, global_step=step)
 
 
 @contextlib.contextmanager

@@ -93,6 +93,11 @@ def read(function: Callable[..., Any], texts: Mapping[str, str]) -> dict[str, An
     return found
 
 
+def accepts(function: Callable[..., Any], name: str, value: Any) -> bool:
+    """Whether a parameter takes a value; one that is not annotated takes any."""
+    return fits(value, _hints(function).get(name, Any))
+
+
 def fits(value: Any, annotation: Any) -> bool:
     """Whether a value is of the kind and in the range of an annotation."""
     try:

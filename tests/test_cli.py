@@ -80,6 +80,8 @@ def refused(words, capsys, tmp_path):
         ({"T5Config.emb_dim": 24}, "24"),
         ({"INITIAL_CHECKPOINT_PATH": "/nowhere"}, "there is no folder /nowhere"),
         ({"INITIAL_CHECKPOINT_PATH": "embedded:t5"}, "t5_1_1_mini"),
+        ({"INITIAL_CHECKPOINT_PATH": "None"}, "one is, --initial_checkpoint_path=PATH"),
+        ({"MIXTURE_OR_TASK_MODULE": "my.tasks"}, "MODULE='my.tasks' registers nothing"),
         ({"MODEL_DIR": "/dev/null/run"}, "cannot write to /dev/null/run"),
         ({"MODEL_DIR": "gs://bucket/run"}, "mount the bucket"),
         ({"PROMPT_PLACEMENT": "infix"}, "infix"),

@@ -1,21 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every gin file is run: two steps at a tiny size through the command line."""
 
+import copy
+import dataclasses
 import json
 import pathlib
 import re
 
+import flax.linen as nn
+import gin
 import jax
 import numpy as np
 import pytest
 
-from prompt_tuning import cli, config
+from prompt_tuning import cli, config, trees
 from prompt_tuning.checkpoints import model_file
-from prompt_tuning.command_line import configuration
+from prompt_tuning.command_line import configuration, gin_files, table
 from prompt_tuning.commands import demo
+from prompt_tuning.methods import registry
+from prompt_tuning.methods.method import Start
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.transformer import T5Config, Transformer
+from prompt_tuning.runs import member_specs
 
+BASE = T5Config(32128, 768, 12, 12, 12, 64, 2048)
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 # What makes a model tiny but leaves its family (activations, output layer) alone.
 TINY = {
@@ -34,6 +42,14 @@ REQUIRED = {"CLASS_LABELS": "('good', 'bad')", "PROMPT_TEXT": "a good film"}
 
 def files(kind):
     return sorted(path.name for path in (CONFIGS / kind).glob("*.gin"))
+
+
+def few(kind, ends):
+    """All files of a kind, of which only those with these ends are quickly tested."""
+    return [
+        pytest.param(name, marks=() if name.endswith(ends) else pytest.mark.slow)
+        for name in files(kind)
+    ]
 
 
 def train(folder, reviews, checkpoint, *arguments):
@@ -63,14 +79,55 @@ def train(folder, reviews, checkpoint, *arguments):
     return results
 
 
-@pytest.mark.parametrize("name", files("methods"))
+def method_of(name):
+    config.parse(configuration.parse([f"methods/{name}"], []))
+    # To copy what is bound is how gin makes the value of it.
+    return copy.deepcopy(gin.query_parameter("%METHOD"))
+
+
+# The others differ from these in nothing that a command line does.
+FAST = ("prompt_tuning.gin", "model_tuning.gin", "residual_prompt.gin", "lora.gin")
+
+
+@pytest.mark.parametrize("name", few("methods", FAST))
 def test_methods(name, tmp_path, reviews, tiny_checkpoint):
+    method = method_of(name)
     arguments = [f"--gin_file=methods/{name}", "--gin_file=models/tiny.gin"]
-    if "prompt" in name:
-        arguments.append("--gin.PROMPT_LENGTH=3")
-    train(tmp_path, reviews, tiny_checkpoint, *arguments)
-    written = "model" if name == "model_tuning.gin" else "prompt.safetensors"
-    assert (tmp_path / written).exists()
+    if method.has_prompt:
+        arguments.append("--prompt_length=3")
+    results = train(tmp_path, reviews, tiny_checkpoint, *arguments)
+    assert results["method"] == method.describe()
+    assert (tmp_path / member_specs.FILES[method.result]).exists()
+
+
+@pytest.mark.parametrize("name", files("methods"))
+def test_the_head_of_a_method_file_is_true(name):
+    """The class in the file, its default options and what it tunes at T5 Base."""
+    method = method_of(name)
+    file = gin_files.read_shipped(f"methods/{name}")
+    head = " ".join(file.text.split("METHOD =")[0].replace("#", "").split())
+    usual = registry.METHODS[method.kind]()
+    if method.kind == "composed":  # Its parts have rates of their own.
+        usual = dataclasses.replace(usual, rates=(1.0, 0.01))
+    assert method == usual
+    assert name == f"{method.kind}.gin"
+    assert re.search(r"https://arxiv.org/abs/\d{4}\.\d{5}", head)
+    base = nn.meta.unbox(Model(Transformer(BASE)).abstract_params())
+    length = file.macros_set["PROMPT_LENGTH"]
+    assert (length > 0) == method.has_prompt
+    if method.result == "model":
+        tuned, _ = registry.split(base, method.rules)
+    else:
+        rows = jax.ShapeDtypeStruct((length, BASE.emb_dim), np.float32)
+        start = Start(rows, base["token_embedder"]["embedding"], base)
+        tuned = jax.eval_shape(method.init, jax.random.key(0), start)
+    assert f"Tunes {trees.count(tuned):,} numbers at T5 Base" in head
+
+
+def test_every_method_has_a_file():
+    own = [m for m in registry.METHODS.values() if "prompt_tuning." in m.__module__]
+    assert files("methods") == sorted(f"{method.kind}.gin" for method in own)
+    assert {method.__name__ for method in own} <= set(table.CONFIGURABLES)
 
 
 @pytest.mark.parametrize("name", files("prompts"))
@@ -99,7 +156,11 @@ def test_prompts(name, tmp_path, reviews, tiny_checkpoint):
     )
 
 
-@pytest.mark.parametrize("name", files("models"))
+# Of a family all sizes are the same once they are tiny.
+SMALLEST = ("_small.gin", "mini.gin", "tiny.gin")
+
+
+@pytest.mark.parametrize("name", few("models", SMALLEST))
 def test_models(name, tmp_path, reviews, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     text = (CONFIGS / "models" / name).read_text()

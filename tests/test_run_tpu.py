@@ -710,9 +710,14 @@ def test_the_runtime_goes_with_the_accelerator(tmp_path, accelerator, version):
         ([*FLAGS, "--max-restarts", "x", "--", *COMMAND], "--max-restarts x is not a"),
         ([*FLAGS, "--send", "gone", "--", *COMMAND], "--send gone is not there"),
         ([*FLAGS, "--output", "a:b", "--", *COMMAND], "another machine"),
-        ([*FLAGS, "--", "train"], "train needs --gin.MODEL_DIR=FOLDER"),
+        ([*FLAGS, "--", "train"], "train needs --model_dir=FOLDER"),
         ([*FLAGS, "--", "train", "--gin.MODEL_DIR=gs://b/a"], "gs://b/a is no folder"),
         ([*FLAGS, "--", "train", "--gin.MODEL_DIR", "'gs://b'"], "gs://b is no folder"),
+        (
+            [*FLAGS, "--", "train", "--pack", "--model_dir=gs://b"],
+            "gs://b is no folder",
+        ),
+        ([*FLAGS, "--", "train", "--Model-Dir", "gs://b"], "gs://b is no folder"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, arguments, message):

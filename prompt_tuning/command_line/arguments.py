@@ -9,7 +9,7 @@ import argparse
 import difflib
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -24,6 +24,13 @@ PROGRAM = "prompt-tuning"
 _ASKING = {"-h", "--help", "--version", "--completion"}
 WIDTH = 79
 SHELLS = ("bash", "zsh", "tcsh")
+# What is said beside a kind of files.
+_CHOICES = {
+    "methods": (
+        " what is tuned: --gin_file=methods/NAME.gin brings METHOD, its options\n"
+        "    and its learning rate"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ def _parse_plain(name: str, words: Sequence[str]) -> Said:
 
 def _parse_gin(name: str, words: Sequence[str]) -> Said:
     command = COMMANDS[name]
-    rest, bindings = split_bindings(words)
+    rest, _ = split_bindings(words)
     early = _Parser(prog=f"{PROGRAM} {name}", add_help=False, allow_abbrev=False)
     _add_gin_flags(early)
     found, _ = early.parse_known_args(
@@ -114,10 +121,12 @@ def _parse_gin(name: str, words: Sequence[str]) -> Said:
     if _ASKING & set(rest):
         related = macros.related_files(command)
         more = [gin_files.read(file, search) for file in found.gin_file]
-        flags = macro_flags([*related, *more])
+        read = [*command.defaults.values(), *map(macros.short_name, more)]
+        flags = macro_flags([*related, *more], read)
         command_parser(name, flags, macros.related_kinds(related)).parse_args(["-h"])
     plain = configuration.parse(found.gin_file, (), search, defaults=command.defaults)
     flags = macro_flags(plain.files)
+    rest, bindings = split_bindings(words, {flag.name for flag in flags})
     options = command_parser(name, flags).parse_intermixed_args(
         joined(rest, flags, name)
     )
@@ -136,8 +145,14 @@ def _parse_gin(name: str, words: Sequence[str]) -> Said:
     return Said(name, given, whole)
 
 
-def split_bindings(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Parts ``--gin.NAME=value`` (also ``--gin.NAME value``) from other words."""
+def split_bindings(
+    words: Sequence[str], known: Collection[str] = ()
+) -> tuple[list[str], list[str]]:
+    """Parts ``--gin.NAME=value`` (also ``--gin.NAME value``) from other words.
+
+    Where ``known`` has the plain flag of a macro it takes its place: of several values of
+    one macro the last stands, however they are written.
+    """
     rest, bindings = [], []
     waiting = iter(words)
     for word in waiting:
@@ -145,7 +160,12 @@ def split_bindings(words: Sequence[str]) -> tuple[list[str], list[str]]:
             text = word.removeprefix("--gin.").removeprefix("--gin_bindings=")
             if "=" not in text and (value := next(waiting, None)) is not None:
                 text = f"{text}={value}"
-            bindings.append(text)
+            name, equals, value = text.partition("=")
+            flag = f"--{name.strip().lower()}"
+            if equals and name.strip().isupper() and flag in known:
+                rest.append(f"{flag}={value.strip()}")
+            else:
+                bindings.append(text)
         else:
             rest.append(word)
     return rest, bindings
@@ -196,16 +216,18 @@ def _unknown(said: str, name: str, known: Mapping[str, Flag], command: str) -> s
     return f"{command} has no flag {said}; {PROGRAM} {command} --help lists all"
 
 
-def macro_flags(files: Sequence[gin_files.GinFile]) -> list[Flag]:
-    """A flag for each macro that the files use or set."""
+def macro_flags(
+    files: Sequence[gin_files.GinFile], read: Collection[str] = ()
+) -> list[Flag]:
+    """A flag for each macro that the files use or set (see `macros.macros_of`)."""
     return [
         Flag(
             macro.flag,
             f"{plain(macro.meaning)} [{macro.default}]",
-            macro.file,
+            macro.group,
             macro.is_switch,
         )
-        for macro in macros.macros_of(files).values()
+        for macro in macros.macros_of(files, read).values()
     ]
 
 
@@ -253,7 +275,7 @@ def _add_gin_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) ->
 def command_parser(
     name: str,
     flags: Sequence[Flag],
-    kinds: Mapping[str, Sequence[str]] | None = None,
+    kinds: Mapping[str, Mapping[str, str]] | None = None,
 ) -> argparse.ArgumentParser:
     """The parser of one command, with groups of flags for its ``--help``."""
     parser = _Parser(prog=f"{PROGRAM} {name}", allow_abbrev=False)
@@ -265,7 +287,7 @@ def fill(
     parser: argparse.ArgumentParser,
     name: str,
     flags: Sequence[Flag],
-    kinds: Mapping[str, Sequence[str]] | None = None,
+    kinds: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Gives a parser what may follow a command."""
     command = COMMANDS[name]
@@ -296,22 +318,34 @@ def fill(
         )
 
 
-def _files_help(kinds: Mapping[str, Sequence[str]]) -> str:
+def _files_help(kinds: Mapping[str, Mapping[str, str]]) -> str:
     lines = [
         "gin files are found by path or by name among those of the package, in any order:"
     ]
     for kind, names in kinds.items():
-        lines += textwrap.wrap(
-            ", ".join(names),
-            WIDTH,
-            initial_indent=f"  {kind + '/':<12}",
-            subsequent_indent=" " * 14,
-        )
+        if kind == macros.MODELS:
+            lines += _wrapped(f"{kind}/", ", ".join(names), 14)
+            continue
+        lines.append(f"  {kind}/{_CHOICES.get(kind, '')}")
+        widest = max(map(len, names))
+        for name, text in names.items():
+            lines += _wrapped(f"  {name}", text, widest + 6)
     lines += [
         "--learning_rate 0.1 is short for --gin.LEARNING_RATE=0.1; what is said on the",
         "line wins over all files.",
     ]
     return "\n".join(lines)
+
+
+def _wrapped(name: str, text: str, column: int) -> list[str]:
+    """A name and what is said of it, from a column on."""
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=f"  {name:<{column - 2}}",
+        subsequent_indent=" " * column,
+        break_on_hyphens=False,
+    )
 
 
 def whole_parser() -> argparse.ArgumentParser:
@@ -321,7 +355,8 @@ def whole_parser() -> argparse.ArgumentParser:
     for name, parser in commands.choices.items():
         command = COMMANDS[name]
         if command.defaults:
-            flags = macro_flags(macros.related_files(command))
+            files = macros.related_files(command)
+            flags = macro_flags(files, list(command.defaults.values()))
         else:
             flags = function_flags(command)
         fill(parser, name, flags)

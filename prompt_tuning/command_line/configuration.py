@@ -202,7 +202,8 @@ def _wanted(missing: Sequence[str]) -> str:
 
 def _file_of_most(setters: Mapping[str, set[str]]) -> str:
     counts = Counter(file for files in setters.values() for file in files)
-    return max(counts, key=lambda file: (counts[file], file))
+    # Of equals the one that is named first.
+    return max(gin_files.shipped(), key=lambda file: counts[file])
 
 
 def files_that_set(macro: str) -> list[str]:

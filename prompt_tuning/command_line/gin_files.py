@@ -8,6 +8,7 @@ import difflib
 import functools
 import importlib.util
 import io
+import itertools
 import pathlib
 import re
 import tokenize
@@ -27,6 +28,9 @@ LARGEST = 1_000_000
 RANKS = {"runs": 0, "methods": 1}
 _OTHER_KINDS, _OWN = 2, 3
 _MACRO = re.compile(r"[A-Z][A-Z0-9_]*")
+_SENTENCE_END = re.compile(r"\.(?:\s+(?=[A-Z])|$)")
+# Those of their kinds that are named first.
+USUAL = ("methods/prompt_tuning.gin", "models/t5_1_1_mini.gin")
 # T5X's way to write that a macro has no value.
 REQUIRED = "gin.REQUIRED"
 
@@ -95,6 +99,13 @@ class GinFile:
     rank: int
 
     @property
+    def summary(self) -> str:
+        """The first sentence of its head comment, without what is in parentheses."""
+        head = itertools.takewhile(lambda x: x.startswith("#"), self.text.splitlines())
+        text = " ".join(line.lstrip("# ") for line in head)
+        return re.sub(r" \([^)]*\)", "", _SENTENCE_END.split(text)[0])
+
+    @property
     def macros_set(self) -> dict[str, Any]:
         """The macros that it gives a value."""
         return {
@@ -121,8 +132,10 @@ def configs_folder() -> pathlib.Path:
 def shipped() -> tuple[str, ...]:
     """Names of the gin files of this package's own commands, as ``kind/name.gin``."""
     folder = configs_folder()
-    found = sorted(path.relative_to(folder) for path in folder.rglob("*.gin"))
-    return tuple(path.as_posix() for path in found if path.parts[0] != "t5x")
+    paths = [path.relative_to(folder) for path in folder.rglob("*.gin")]
+    names = [path.as_posix() for path in paths if path.parts[0] != "t5x"]
+    place = lambda name: (name.split("/")[0], name not in USUAL, name)
+    return tuple(sorted(names, key=place))
 
 
 def find(name: str, search_paths: Sequence[str] = ()) -> pathlib.Path:

@@ -5,13 +5,18 @@ All of it is read: meanings from the docstrings of what the macros are handed to
 rest from the gin files.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prompt_tuning.command_line import gin_files, signatures
 from prompt_tuning.command_line.configuration import files_that_set
 from prompt_tuning.command_line.gin_files import GinFile, Macro
 from prompt_tuning.command_line.table import CONFIGURABLES, Command
+
+# So many files of a kind that give a macro different values are not named one by one.
+MANY = 3
+MODELS = "models"
 
 
 @dataclass
@@ -22,11 +27,13 @@ class MacroHelp:
       name: as gin files write it.
       meaning: of the parameter that it is handed to.
       user: the first file that uses it, or sets it unused.
+      read: the files that are read in any case.
       defaults: file -> value as text, of the files that give it one.
     """
 
     name: str
     user: str
+    read: Collection[str] = ()
     meaning: str = ""
     defaults: dict[str, str] = field(default_factory=dict)
 
@@ -34,6 +41,13 @@ class MacroHelp:
     def file(self) -> str:
         """The first file that gives it a value, or else wants one."""
         return next(iter(self.defaults), self.user)
+
+    @property
+    def group(self) -> str:
+        """The same, or the kind of files that all give it one."""
+        kind = f"{self.file.split('/')[0]}/"
+        alike = [file for file in self.defaults if file.startswith(kind)]
+        return f"files of {kind}" if len(alike) >= MANY else self.file
 
     @property
     def flag(self) -> str:
@@ -47,18 +61,25 @@ class MacroHelp:
 
     @property
     def default(self) -> str:
-        """Its values in the files, the first one first."""
+        """Its value in the files that are read, and in others."""
         if not self.defaults:
             by_files = {name.split("/")[0] for name in files_that_set(self.name)}
             found = [f"or by a file of {kind}/" for kind in sorted(by_files)]
             return "; ".join(["required", *found])
-        (_, first), *others = self.defaults.items()
-        texts = [first]
-        for file, value in others:
-            if value.startswith("@"):
-                texts.append(f"or by a file of {file.split('/')[0]}/")
-            elif value != first:
+        own = [value for file, value in self.defaults.items() if file in self.read]
+        others = {f: v for f, v in self.defaults.items() if f not in self.read}
+        if not own and len(others) == 1:
+            return next(iter(others.values()))
+        texts = own[-1:] or ["required"]
+        counts = Counter(file.split("/")[0] for file in others)
+        for file, value in others.items():
+            kind = file.split("/")[0]
+            is_made, are_many = value.startswith("@"), counts[kind] >= MANY
+            named = not are_many or file in gin_files.USUAL
+            if named and not is_made and value not in texts:
                 texts.append(f"{value} in {file}")
+            if is_made or are_many:
+                texts.append(f"or by a file of {kind}/")
         return "; ".join(dict.fromkeys(texts))
 
 
@@ -73,7 +94,7 @@ def related_files(command: Command) -> list[GinFile]:
     kinds = [
         gin_files.read_shipped(name)
         for name in gin_files.shipped()
-        if not name.startswith(("runs/", "models/"))
+        if not name.startswith(("runs/", f"{MODELS}/"))
     ]
     return own + [
         file
@@ -82,18 +103,24 @@ def related_files(command: Command) -> list[GinFile]:
     ]
 
 
-def macros_of(files: Sequence[GinFile]) -> dict[str, MacroHelp]:
-    """The macros that files use or set, file by file, those without value first."""
+def macros_of(
+    files: Sequence[GinFile], read: Collection[str] = ()
+) -> dict[str, MacroHelp]:
+    """The macros that files use or set, file by file, those without value first.
+
+    Args:
+      files: the files.
+      read: names of those among them that are read in any case.
+    """
     found: dict[str, MacroHelp] = {}
     for file in files:
         where = short_name(file)
         for name, value in file.macros_set.items():
-            found.setdefault(name, MacroHelp(name, where)).defaults[where] = as_text(
-                value
-            )
+            macro = found.setdefault(name, MacroHelp(name, where, read))
+            macro.defaults[where] = as_text(value)
         for binding in file.bindings:
             for used in gin_files.macros_in(binding.value):
-                macro = found.setdefault(used.name, MacroHelp(used.name, where))
+                macro = found.setdefault(used.name, MacroHelp(used.name, where, read))
                 if binding.value == used:
                     macro.meaning = macro.meaning or meaning_of(binding.target)
     order = [short_name(file) for file in files]
@@ -127,12 +154,14 @@ def as_text(value: object) -> str:
     return repr(value)
 
 
-def related_kinds(files: Sequence[GinFile]) -> Mapping[str, list[str]]:
-    """Kinds of files a command takes beside its own: kind -> names."""
-    kinds: dict[str, list[str]] = {"models": []}
+def related_kinds(files: Sequence[GinFile]) -> Mapping[str, dict[str, str]]:
+    """Kinds of files a command takes beside its own: kind -> name -> what it says."""
+    kinds: dict[str, dict[str, str]] = {MODELS: {}}
     taken = {short_name(file).split("/")[0] for file in files} - {"runs"}
     for name in gin_files.shipped():
         kind, _, rest = name.partition("/")
-        if kind in taken | {"models"}:
-            kinds.setdefault(kind, []).append(rest.removesuffix(".gin"))
+        if kind in taken | {MODELS}:
+            # Models are what their names say.
+            text = "" if kind == MODELS else gin_files.read_shipped(name).summary
+            kinds.setdefault(kind, {})[rest.removesuffix(".gin")] = text
     return kinds

@@ -7,12 +7,15 @@ Importing the modules would bring JAX and take seconds; their syntax trees say t
 import ast
 import functools
 import pathlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import docstring_parser
 
 PACKAGE = pathlib.Path(__file__).parents[1]
+# How a tuning method makes itself known (see `methods.method`).
+_METHOD = re.compile(r"^class (\w+)\(.*\bkind=", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,15 @@ class Parameter:
     annotation: str
     default: str | None
     positional: bool
+
+
+def methods() -> Mapping[str, str]:
+    """The classes of the package's tuning methods: name -> ``module:name``."""
+    return {
+        name: f"methods.{path.stem}:{name}"
+        for path in sorted((PACKAGE / "methods").glob("*.py"))
+        for name in _METHOD.findall(path.read_text(encoding="utf-8"))
+    }
 
 
 @functools.cache

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from prompt_tuning.command_line import signatures
+
 
 class Processes(enum.Enum):
     """What a command does where several processes run it."""
@@ -108,7 +110,7 @@ COMMANDS = {
     ),
 }
 
-# What gin files may name beside the commands' functions, and where it is.
+# What gin files may name, and where it is.
 CONFIGURABLES = {
     name: f"{module}:{name}"
     for module, names in {
@@ -131,7 +133,9 @@ CONFIGURABLES = {
         ),
     }.items()
     for name in names
-} | {
+}
+CONFIGURABLES |= signatures.methods()
+CONFIGURABLES |= {
     command.configurable: command.function
     for command in COMMANDS.values()
     if command.defaults

@@ -60,6 +60,8 @@ def inspect(
       UserError: the path is none of these, or is damaged.
     """
     where = os.fspath(path)
+    if not where.strip():
+        raise UserError("an empty path names nothing: give a prompt, a model or a run")
     views = run_view.describe(pathlib.Path(where)) if os.path.exists(where) else {}
     parts = [_table(title, _plain(facts)) for title, facts in views.items()]
     prompts = [] if os.path.isfile(where) and views else _prompts(where)
@@ -80,6 +82,8 @@ def inspect(
                 f"--plot draws one prompt, {where} holds {len(prompts)}; give the file "
                 "of one"
             )
+        if not len(loaded[prompts[0]].array):
+            raise UserError(f"{where} has no prompt: --plot draws the rows of one")
         files.refuse_same([where, *prompts], [plot])
         prompt_view.draw(loaded[prompts[0]].array, plot)
         parts.append(rich.text.Text(f"wrote {plot}"))

@@ -8,6 +8,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -150,6 +151,7 @@ class MemoryData:
     eval_split: str | None = VALIDATION
     pack: bool = False
     by_likelihood: bool = False
+    without_evaluation: ClassVar[str] = "leave validation out to tune without one"
 
     @property
     def mixture_or_task_name(self) -> str:

@@ -101,7 +101,7 @@ class Run:
         Raises:
           UserError: the picture cannot be written.
         """
-        drawn = plots.learning_curve(self.folder)
+        drawn = plots.learning_curve(self.folder, self.results["members"])
         if drawn is None:
             raise UserError("the run has no records, so there is nothing to draw")
         picture = Picture(drawn.read_bytes())

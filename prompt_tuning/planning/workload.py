@@ -7,6 +7,7 @@ are placed as these place them, so that what a compiler says of one holds for th
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,6 +47,8 @@ class Workload:
       optimizer: moves the tuned leaves; inference has no use for it.
       method: what moves.
       prompt_length: virtual tokens, added to ``inputs``; 0 for methods without.
+      others: methods and prompt lengths of the members beside this one. What they tune
+        and its statistics are counted; the traced program is that of the one.
       frozen_dtype: what frozen weights are kept in. With 'int8' kernels the leaves
         that are not quantised are kept in the activations' dtype.
       num_partitions: chips that one copy of the model is cut over.
@@ -63,6 +66,7 @@ class Workload:
     optimizer: optax.GradientTransformation
     method: Method = dataclasses.field(default_factory=PromptTuning)
     prompt_length: int = 100
+    others: tuple[tuple[Method, int], ...] = ()
     frozen_dtype: str = "bfloat16"
     num_partitions: int = 1
     parameter_partitioning_dims: int = 1
@@ -203,15 +207,9 @@ def abstract_arguments(
     batch = _abstract_batch(work)
     state = tuned
     if work.step == TRAIN:
-        key = jax.eval_shape(lambda: jax.random.key(0))
         if work.method.result != "model":
-            width = work.config.emb_dim
-            rows = jax.ShapeDtypeStruct((work.prompt_length, width), jnp.float32)
-            start = Start(rows, params["token_embedder"]["embedding"], frozen)
-            leaves = jax.eval_shape(work.method.init, key, start)
-            tuned = work.method.place(MEMBER, leaves)
-        create = lambda tuned, key: TrainState.create(tuned, _optimizer(work), key)
-        state = jax.eval_shape(create, {MEMBER: tuned}, key)
+            tuned = _abstract_tuned(work.method, work.prompt_length, frozen)
+        state = _abstract_state(work, tuned)
     if mesh is None:
         return state, frozen, batch
     place = lambda leaf, where: jax.ShapeDtypeStruct(
@@ -230,6 +228,31 @@ def abstract_arguments(
         for name, leaf in batch.items()
     }
     return state, trees.map_with_path(by_name, frozen), batch
+
+
+def _abstract_tuned(method: Method, length: int, base: Params) -> Params:
+    """What a member tunes as shapes."""
+    table = base["token_embedder"]["embedding"]
+    rows = jax.ShapeDtypeStruct((length, table.shape[1]), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    leaves = jax.eval_shape(method.init, key, Start(rows, table, base))
+    return method.place(MEMBER, leaves)
+
+
+def _abstract_state(work: Workload, tuned: Params) -> TrainState:
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    create = lambda tuned, key: TrainState.create(tuned, _optimizer(work), key)
+    return jax.eval_shape(create, {MEMBER: tuned}, key)
+
+
+def _others_bytes(work: Workload, frozen: Params) -> int:
+    """What the other members tune, and its statistics; every chip has all of it."""
+    base = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), frozen)
+    total = 0
+    for (method, length), count in Counter(work.others).items():
+        state = _abstract_state(work, _abstract_tuned(method, length, base))
+        total += count * trees.num_bytes((state.tuned, state.opt_state))
+    return total
 
 
 def _abstract_batch(work: Workload) -> dict[str, jax.ShapeDtypeStruct]:
@@ -257,8 +280,9 @@ def arguments_memory(work: Workload, num_chips: int) -> Memory:
     on_chip = lambda leaf: jax.ShapeDtypeStruct(
         leaf.sharding.shard_shape(leaf.shape), leaf.dtype
     )
-    frozen, rest = jax.tree.map(on_chip, (frozen, (state, batch)))
-    return Memory(trees.num_bytes(frozen), trees.num_bytes(rest), 0)
+    own, rest = jax.tree.map(on_chip, (frozen, (state, batch)))
+    others = _others_bytes(work, frozen)
+    return Memory(trees.num_bytes(own), trees.num_bytes(rest) + others, 0)
 
 
 def gathered_bytes(work: Workload, num_chips: int) -> int:

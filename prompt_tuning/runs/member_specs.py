@@ -28,6 +28,8 @@ from prompt_tuning.types import (
     Seed,
 )
 
+# The paper's.
+USUAL_LENGTH = 100
 # The name of every prompt where it is evaluated.
 PROMPT = "prompt"
 MODEL = MODEL_FOLDER = "model"
@@ -85,6 +87,7 @@ OWN_VALUES: dict[str, Any] = {
     "seed": Seed,
     "learning_rate": LearningRate,
 }
+_OF_PROMPTS = ("prompt_length", "prompt_init", "placement")
 _OF_DATA = {field.name for field in dataclasses.fields(Data)}
 
 
@@ -103,14 +106,20 @@ def specs(settings: Settings) -> tuple[MemberSpec, ...]:
         method=method,
         data=settings.data,
         batch_size=settings.batch_size,
-        prompt_length=tuning.prompt_length if method.has_prompt else 0,
+        prompt_length=_usual_length(settings) if method.has_prompt else 0,
         prompt_init=tuning.prompt_init,
         placement=tuning.placement,
         optimizer=tuning.optimizer,
         seed=settings.seed,
     )
     found = (common,)
-    if settings.prompts is not None:
+    if settings.prompts is None:
+        told = {
+            "PROMPT_LENGTH": tuning.prompt_length,
+            "PROMPT_INIT": tuning.prompt_init,
+        }
+        _refuse_unused(method, told, "")
+    else:
         if method.result == "model":
             raise UserError(
                 f"PROMPTS lists prompts, but {method.kind} tunes the model: leave "
@@ -138,17 +147,19 @@ def _member(
     """One of several prompts."""
     values.check_each(variant.values, OWN_VALUES, lambda key: f"PROMPTS: {key}")
     own = dict(variant.values)
+    method = registry.named(own.get("method", common.method))
     if "learning_rate" in own:
         own["optimizer"] = _optimizer_at(
             own.pop("learning_rate"), variant.name, settings
         )
-    method = registry.named(own.get("method", common.method))
     if method.result == "model":
         raise UserError(
             f"PROMPTS: {variant.name!r} is no prompt: {method.kind} tunes the model"
         )
+    told = {key: own.get(key) for key in _OF_PROMPTS}
+    _refuse_unused(method, told, f"PROMPTS: {variant.name!r}: ")
     own["method"] = method
-    length = own.get("prompt_length", settings.tuning.prompt_length)
+    length = own.get("prompt_length", _usual_length(settings))
     own["prompt_length"] = length if method.has_prompt else 0
     of_data = {key: own.pop(key) for key in _OF_DATA & own.keys()}
     data = common.data
@@ -165,6 +176,31 @@ def _member(
         own=variant.values,
         **own,
     )
+
+
+def _usual_length(settings: Settings) -> int:
+    """The length of prompts that have none of their own."""
+    given = settings.tuning.prompt_length
+    return USUAL_LENGTH if given is None else given
+
+
+def _refuse_unused(method: Method, told: Mapping[str, Any], where: str) -> None:
+    """Refuses values of a prompt for a method that has none.
+
+    Args:
+      method: the method.
+      told: the values that were given, by what they are called; others are None or 0.
+      where: what stands before the message.
+
+    Raises:
+      UserError: names them.
+    """
+    unused = [f"{key}={word(value)!r}" for key, value in told.items() if value]
+    if unused and not method.has_prompt:
+        raise UserError(
+            f"{where}{method.kind} has no prompt, so {' and '.join(unused)} would change "
+            "nothing: leave out what is a prompt's"
+        )
 
 
 def _optimizer_at(

@@ -10,12 +10,12 @@ import numpy as np
 import rich.markup
 import rich.table
 
-from prompt_tuning import processes, report
+from prompt_tuning import processes, report, trees
 from prompt_tuning.checkpoints import cards, model_file
 from prompt_tuning.checkpoints.prompt_formats import Saved
 from prompt_tuning.network.adapters import COLLECTION
 from prompt_tuning.runs import answer_counts
-from prompt_tuning.runs.member_specs import MemberSpec, word
+from prompt_tuning.runs.member_specs import MemberSpec, identity, word
 from prompt_tuning.training.best_evaluation import selection_value
 from prompt_tuning.training.members import Result
 from prompt_tuning.types import Params
@@ -78,6 +78,22 @@ def save_model(path: pathlib.Path, result: Result, metadata: Mapping[str, Any]) 
       UserError: it cannot be written.
     """
     processes.in_first(lambda: model_file.save_model(path, result.tuned, metadata))
+
+
+def tell_tensorboard(
+    folder: pathlib.Path, members: Sequence[MemberSpec], found: Mapping[str, Result]
+) -> None:
+    """Writes the values of each member and what they gave beside the run's events."""
+    for spec in members:
+        if (result := found.get(spec.name)) is not None:
+            measured = {**result.metrics, "loss": result.loss}
+            report.hyperparameters(
+                folder,
+                spec.name,
+                trees.flatten(identity(spec, {})),
+                {f"best/{name}": value for name, value in measured.items()},
+                result.step,
+            )
 
 
 def say_answers(answers: Mapping[str, dict[str, Any] | None]) -> None:

@@ -15,7 +15,6 @@ from prompt_tuning import files, report
 from prompt_tuning.data import rows
 from prompt_tuning.errors import UserError
 
-CONFIG, TENSORBOARD = "config.gin", "tensorboard"
 _MACRO = re.compile(r"^([A-Z][A-Z0-9_]*)\s*=\s*(.*)$", re.MULTILINE)
 _EVENTS = "events.out.tfevents."
 # Bytes of an event that are taken for a damaged length.
@@ -31,10 +30,10 @@ def describe(path: pathlib.Path) -> dict[str, Facts]:
     """
     if path.is_dir():
         found: dict[str, Facts] = {}
-        for name in (report.RESULTS_FILE, report.METRICS_FILE, CONFIG):
+        for name in (report.RESULTS_FILE, report.METRICS_FILE, report.CONFIG_FILE):
             if (path / name).is_file():
                 found |= describe(path / name)
-        for folder in (path, path / TENSORBOARD):
+        for folder in (path, path / report.TENSORBOARD):
             if events := sorted(folder.glob(f"{_EVENTS}*")):
                 found[f"TensorBoard events {folder}"] = _events(events)
         return found

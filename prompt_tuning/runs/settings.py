@@ -3,7 +3,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import optax
 
@@ -60,6 +60,8 @@ class TaskSource(Protocol):
     train_split: str
     eval_split: str | None
     pack: bool
+    # How to tune without an evaluation split, for messages.
+    without_evaluation: ClassVar[str]
 
     @property
     def template(self) -> str | None:
@@ -103,6 +105,7 @@ class Data:
     train_split: str = "train"
     eval_split: str | None = "validation"
     pack: bool = False
+    without_evaluation: ClassVar[str] = "EVAL_SPLIT=None tunes without one"
 
     @property
     def template(self) -> str | None:
@@ -152,7 +155,8 @@ class Tuning:
       method: what moves: a method, or its kind, such as 'prompt_tuning', for that with
         its default options.
       optimizer: moves the tuned leaves.
-      prompt_length: positions of the prompt; 0 for methods without one.
+      prompt_length: positions of the prompt; 0 for methods without one. None is 100
+        where there is one.
       prompt_init: how the prompt's rows start (see `prompt_starts.named` for texts); sampled
         vocabulary by default, if the method starts from rows.
       placement: where the prompt stands: 'prepend', 'append' or 'after_bos'.
@@ -160,7 +164,7 @@ class Tuning:
 
     method: Method | str
     optimizer: optax.GradientTransformation
-    prompt_length: PromptLength = 100
+    prompt_length: PromptLength | None = None
     prompt_init: PromptInit | str | None = None
     placement: str = "prepend"
 

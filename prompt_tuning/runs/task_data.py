@@ -24,6 +24,8 @@ from prompt_tuning.network.transformer import Transformer
 from prompt_tuning.tasks import features, labels, local_file
 from prompt_tuning.training.members import Batches
 
+# The module that gin files name unless they are told of another.
+TASKS = "prompt_tuning.tasks"
 # Tables are padded for the hardware, never to so many times the vocabulary's ids.
 MOST_ROWS_AN_ID = 2
 _CURE = (
@@ -57,7 +59,8 @@ class TaskData:
 
         Args:
           name: of the task or mixture.
-          module: imported to register it.
+          module: imported to register it; `TASKS`, which is anyone's, or None where there
+            are ``local`` files.
           local: files to register as the task.
           task_feature_lengths: text tokens of ``inputs`` and ``targets``.
           prompts: those that rows may carry.
@@ -68,9 +71,15 @@ class TaskData:
 
         Raises:
           UserError: see `examples.find` and `batching.make_converter`; the task is
-            written in another vocabulary than the model's.
+            written in another vocabulary than the model's, or has local files and a
+            module of its own.
         """
         if local is not None:
+            if module not in (None, TASKS):
+                raise UserError(
+                    f"MIXTURE_OR_TASK_MODULE={module!r} registers nothing of a task of "
+                    "local files: leave it out, or the file of tasks/"
+                )
             if local.vocabulary is None and models_vocabulary is not None:
                 local = dataclasses.replace(local, vocabulary=models_vocabulary.name)
             local_file.register_task(name, local)

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from prompt_tuning import dtypes, files, processes, report
+from prompt_tuning import dtypes, files, plots, processes, report
 from prompt_tuning.checkpoints import base_models, formats, loading, prompt_formats
 from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.checkpoints.prompt_formats import Saved
@@ -126,14 +126,17 @@ def plan(settings: Settings) -> Plan:
     if weights_dtype != dtypes.INT8:
         frozen_dtype = base_models.resolve_dtype(weights_dtype)
     dtype = base_models.resolve_dtype(base.activation_dtype)
+    # Rows are as long as the longest prompt makes them.
+    first, *others = sorted(members, key=lambda spec: -spec.prompt_length)
     work = Workload(
         config=dataclasses.replace(base.config, dtype=dtype),
         batch_size=sum(spec.batch_size for spec in members),
         inputs=longest["inputs"],
         targets=longest["targets"],
         optimizer=tuning.optimizer,
-        method=registry.named(tuning.method),
-        prompt_length=max(spec.prompt_length for spec in members),
+        method=first.method,
+        prompt_length=first.prompt_length,
+        others=tuple((spec.method, spec.prompt_length) for spec in others),
         frozen_dtype=frozen_dtype,
         num_partitions=partitioner.mesh.shape[sharding.MODEL],
         parameter_partitioning_dims=partitioner.parameter_partitioning_dims,
@@ -219,7 +222,7 @@ def _draw(tasks: MemberTasks, spec: MemberSpec) -> Batches:
         try:
             task.check(data.eval_split)
         except UserError as error:
-            raise UserError(f"{error}; EVAL_SPLIT=None tunes without one") from error
+            raise UserError(f"{error}; {data.without_evaluation}") from error
     return batches
 
 
@@ -327,6 +330,10 @@ def write(
     written = {spec.file.split("/")[0] for spec in loaded.plan.members}
     report.say(f"wrote {', '.join(str(folder / name) for name in written)}")
     processes.in_first(lambda: files.write_json(folder / report.RESULTS_FILE, results))
+    processes.in_first(lambda: plots.learning_curve(folder, results["members"]))
+    processes.in_first(
+        lambda: outcomes.tell_tensorboard(folder, loaded.plan.members, found)
+    )
     return results
 
 

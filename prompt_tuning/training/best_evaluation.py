@@ -6,6 +6,7 @@ one it is; a resumed run therefore ends with the same leaves as one that never s
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -20,11 +21,20 @@ from prompt_tuning.types import Params
 
 @dataclasses.dataclass
 class Best:
-    """An evaluation and the tuned leaves, on the host, that gave it."""
+    """An evaluation, and what gave it.
+
+    Attributes:
+      step: when it was.
+      value: what it is compared with others by.
+      metrics: all that was measured.
+      loss: mean training loss per target token of the steps before it.
+      tuned: the leaves, on the host.
+    """
 
     step: int
     value: float
     metrics: dict[str, float]
+    loss: float
     tuned: Params
 
 
@@ -61,15 +71,17 @@ class Selection:
         """Whether so many evaluations brought nothing that the run should stop."""
         return bool(self._patience) and self.stale >= self._patience
 
-    def consider(self, step: int, metrics: Mapping[str, float], tuned: Params) -> None:
-        """Takes note of an evaluation, and keeps it if it is the best.
+    def consider(
+        self, step: int, metrics: Mapping[str, float], tuned: Params, loss: float
+    ) -> None:
+        """Takes note of an evaluation, and keeps it if it is the best (see `Best`).
 
         Raises:
           UserError: there is no metric of the name that is to decide.
         """
         value = selection_value(metrics, self._metric)
         if self.best is None or value > self.best.value or self._keep_last:
-            self.best = Best(step, value, dict(metrics), host_copy(tuned))
+            self.best = Best(step, value, dict(metrics), loss, host_copy(tuned))
             self.stale = 0
             self._write(self.best)
         else:
@@ -81,7 +93,9 @@ class Selection:
             return None
         fields = ("step", "value", "metrics")
         best = {name: getattr(self.best, name) for name in fields}
-        return {**best, "stale": self.stale}
+        # JSON has no NaN.
+        loss = self.best.loss if math.isfinite(self.best.loss) else None
+        return {**best, "loss": loss, "stale": self.stale}
 
     def resume(self, record: Mapping[str, Any] | None) -> None:
         """Goes on from what `record` gave."""
@@ -92,7 +106,8 @@ class Selection:
             tuned = trees.unflatten({n: file.get_tensor(n) for n in file.keys()})  # noqa: SIM118
         best = dict(record)
         self.stale = best.pop("stale")
-        self.best = Best(**best, tuned=tuned)
+        loss = best.pop("loss", None)
+        self.best = Best(**best, loss=math.nan if loss is None else loss, tuned=tuned)
 
     def keep(self, steps: Collection[int]) -> None:
         """Deletes the files but for those of ``steps``, which checkpoints name."""

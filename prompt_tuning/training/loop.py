@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from prompt_tuning import plots, processes, report, trees
+from prompt_tuning import processes, report, trees
 from prompt_tuning.devices import sharding
 from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.network.model import Model
@@ -146,8 +146,6 @@ def fit(
         raise RuntimeError("a frozen parameter changed during training")
     if frozen:
         report.say(f"frozen parameters unchanged (sha256 {frozen_bytes[:12]})")
-    if model_dir is not None:
-        processes.in_first(lambda: plots.learning_curve(model_dir))
     return progress.results(time.monotonic() - started, pace.run())
 
 

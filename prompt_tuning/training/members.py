@@ -76,7 +76,8 @@ class Result:
       step: the step that ``tuned`` comes from.
       last_step: the step that the run reached.
       metrics: the validation metrics of ``tuned``.
-      loss: mean loss per target token over the last log period.
+      loss: mean training loss per target token of the steps up to ``step`` since the
+        record before.
       seconds: wall time of this call.
       pace: ``steps_per_second`` and ``input_idle``, the share of the time that the
         devices waited for data (see `prefetch.Pace`); empty after a single step.

@@ -210,13 +210,10 @@ class Progress:
         """
         metrics = jax.device_get(self._unlogged)
         self._unlogged = []
-        for place, member in enumerate(self._everyone):
+        for member in self._everyone:
             standing = self.standings[member.name]
             if member in self.active:
-                own = [
-                    {name: np.atleast_1d(value)[place] for name, value in step.items()}
-                    for step in metrics
-                ]
+                own = self._own(member, metrics)
                 standing.loss = log.training(
                     self.step,
                     member.name,
@@ -230,19 +227,33 @@ class Progress:
                 f"the loss is {loss} at step {self.step}: lower the learning rate"
             )
 
+    def _own(
+        self, member: Member, metrics: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """A member's values among those of all, step by step."""
+        place = [each.name for each in self._everyone].index(member.name)
+        return [
+            {name: np.atleast_1d(value)[place] for name, value in step.items()}
+            for step in metrics
+        ]
+
     def evaluate(self, log: report.Log, frozen: Params) -> None:
         """Evaluates those who take part and keeps what is better than before.
 
         Raises:
           UserError: there is no metric of the name that the schedule gives.
         """
+        unlogged = jax.device_get(self._unlogged)
         for member in self.active:
             standing = self.standings[member.name]
             if member.evaluate is None or standing.diverged:
                 continue
             tuned = self.state.tuned[member.name]
             metrics = processes.agreed(dict(member.evaluate(tuned, frozen)))
-            standing.selection.consider(self.step, metrics, tuned)
+            loss = standing.loss
+            if unlogged:
+                loss = report.mean_per_token(self._own(member, unlogged), "token_loss")
+            standing.selection.consider(self.step, metrics, tuned, loss)
             log.validation(self.step, member.name, metrics)
 
     def settle(self) -> bool:
@@ -321,13 +332,13 @@ class Progress:
                 continue
             if best is None:
                 tuned = host_copy(self.state.tuned[member.name])
-                best = Best(self.step, math.nan, {}, tuned)
+                best = Best(self.step, math.nan, {}, standing.loss, tuned)
             results[member.name] = Result(
                 tuned=best.tuned,
                 step=best.step,
                 last_step=self.step if standing.left is None else standing.left,
                 metrics=best.metrics,
-                loss=standing.loss,
+                loss=best.loss,
                 seconds=seconds,
                 pace=pace,
             )

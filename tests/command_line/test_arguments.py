@@ -54,7 +54,12 @@ def test_help_says_the_right_values(help_of):
         "--early_stopping_patience VALUE evaluations without a better metric after which "
         "training stops; 0 trains to the end [0]"
     ) in text
-    assert "0.3 in methods/prompt_tuning.gin; 0.03 in optimizers/adamw.gin]" in text
+    assert (
+        "[required; 0.3 in methods/prompt_tuning.gin; or by a file of methods/]"
+    ) in text
+    assert "['constant'; 'constant * linear_warmup' in optimizers/adamw.gin]" in text
+    assert "--gin_file=methods/NAME.gin brings METHOD" in text
+    assert "ia3 IA3: keys, values and the hidden units of the MLPs are scaled" in text
     assert "--model_dir VALUE folder of the run [required]" in text
     assert (
         "``embedded:NAME`` [required; or by a file of models/]".replace("`", "") in text
@@ -66,8 +71,10 @@ def test_help_says_the_right_values(help_of):
 
 def test_help_of_ones_own_file(help_of, tmp_path):
     (tmp_path / "mine.gin").write_text("MY_RATE = 7\nadamw.b1 = %MY_RATE\n")
-    text = help_of("train", f"--gin_file={tmp_path / 'mine.gin'}")
+    mine = f"--gin_file={tmp_path / 'mine.gin'}"
+    text = help_of("train", mine, "--gin_file=methods/ia3.gin")
     assert re.search(r"--my_rate VALUE +how much of the mean .* \[7\]", text)
+    assert "[0.003; 0.3 in methods/prompt_tuning.gin;" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(
@@ -78,6 +85,8 @@ def test_help_of_ones_own_file(help_of, tmp_path):
         ["--LEARNING_RATE", "0.1"],
         ["--gin.LEARNING_RATE=0.1"],
         ["--gin.LEARNING_RATE", "0.1"],
+        ["--gin.LEARNING_RATE=0.3", "--learning_rate=0.1"],
+        ["--learning_rate=0.3", "--gin.LEARNING_RATE=0.1"],
     ],
 )
 def test_plain_flags_are_macros(words):

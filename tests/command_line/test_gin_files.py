@@ -34,7 +34,8 @@ def test_the_order_of_files_does_not_matter_their_kinds_do(tmp_path):
     for order in files, files[::-1]:
         found = configuration.parse(order, ["DECAY_STEPS=9"], defaults=TRAIN)
         assert found.value("Schedule.steps") == 5  # not the run's 30,000
-        assert found.value("LEARNING_RATE") == 0.03  # not the method's 0.3
+        assert found.value("LEARNING_RATE") == 0.3  # the method's
+        assert found.value("WARMUP_STEPS") == 100  # not the run's 1,000
         assert found.value("Tuning.prompt_length") == 7  # not the method's 100
         assert found.value("learning_rate_schedule.decay_steps") == 9
         assert found.value("Tuning.optimizer").name == "adamw"

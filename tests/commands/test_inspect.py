@@ -210,6 +210,17 @@ def test_a_picture_is_not_drawn_over_its_prompt(prompt_path):
     assert prompt_path.read_bytes() == before
 
 
+def test_what_there_is_nothing_to_draw_of(tmp_path, prompt_path):
+    """Neither a picture nor folders for it are made; an empty path is no folder."""
+    path, picture = tmp_path / "p.safetensors", tmp_path / "a/b/p.png"
+    prompt_file.save_prompt(path, np.zeros((0, 8), np.float32), {})
+    with pytest.raises(UserError, match="has no prompt: --plot draws the rows of one"):
+        inspect.inspect(path, plot=str(picture))
+    with pytest.raises(UserError, match="an empty path names nothing"):
+        inspect.inspect("")
+    assert not picture.parent.parent.exists()
+
+
 @pytest.mark.parametrize(
     "name", ["runs/prompt.safetensors", "absent.json", "a/b/c", "/a/b", "./a", "here/b"]
 )

@@ -12,6 +12,7 @@ import pytest
 from prompt_tuning import decoding, trees
 from prompt_tuning.devices import sharding, topologies
 from prompt_tuning.methods import registry
+from prompt_tuning.methods.method import Start
 from prompt_tuning.network import quantization
 from prompt_tuning.network.transformer import T5Config
 from prompt_tuning.planning import (
@@ -66,6 +67,26 @@ def test_arguments_are_those_of_training(work):
     table = frozen["token_embedder"]["embedding"]
     assert table.sharding.shard_shape(table.shape) == (128, 32)
     assert batch["encoder_input_tokens"].sharding.shard_shape((16, 64)) == (8, 64)
+
+
+def test_every_member_of_a_run_is_counted(work):
+    """LoRA's leaves and statistics beside a prompt's, each as often as it is there."""
+    lora, plain = registry.named("lora"), registry.named("prompt_tuning")
+    others = ((lora, 0), (lora, 0), (plain, 5))
+    many = dataclasses.replace(work, others=others)
+    alone = workload.arguments_memory(work, 1)
+    params = work.model.init(jax.random.key(0))
+    _, base = registry.split(params, registry.rules_of("prompt_tuning"))
+    rows = jnp.zeros((5, work.config.emb_dim))
+    added = 0
+    for method, length in others:
+        start = Start(rows[:length], base["token_embedder"]["embedding"], base)
+        tuned = method.place("x", method.init(jax.random.key(0), start))
+        tx = optimizers.by_member({"x": work.optimizer})
+        state = TrainState.create({"x": tuned}, tx, jax.random.key(0))
+        added += trees.num_bytes((state.tuned, state.opt_state))
+    found = workload.arguments_memory(many, 1)
+    assert (found.weights, found.state) == (alone.weights, alone.state + added)
 
 
 @pytest.mark.parametrize("dims", [1, 2])

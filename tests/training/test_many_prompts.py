@@ -487,6 +487,18 @@ def test_one_command_equals_the_runs_it_stands_for(arguments, tmp_path, capsys):
             {"PROMPTS": [{"method": "decomposed_prompt", "prompt_init": "random"}]},
             "decomposed_prompt has a start of its own",
         ),
+        (
+            {"PROMPTS": [{"method": ["lora", "deep_prompt"], "prompt_length": 3}]},
+            "'method_lora': lora has no prompt, so prompt_length=3 would change nothing",
+        ),
+        (
+            {"METHOD": "ia3", "PROMPT_LENGTH": 3},
+            "ia3 has no prompt, so PROMPT_LENGTH=3 would change nothing",
+        ),
+        (
+            {"METHOD": "lora", "PROMPT_LENGTH": 0, "PROMPT_INIT": "random"},
+            "lora has no prompt, so PROMPT_INIT='random' would change nothing",
+        ),
         ({"PROMPT_LENGTH": 0}, "PROMPT_LENGTH=0 must be 1 or more"),
     ],
 )
