@@ -7,7 +7,7 @@ Clients that do no harm ask for an answer ten times a second each, while one att
 after the other does what the list below says. Of each attack: latencies and errors of
 the others, the server's memory, and how the attacker was answered. Every attack has a
 server of its own, with 256 file descriptors. `--python` serves with another interpreter,
-and so with another version of the package.
+and so with another version of the package. A soak is an attack of 600 seconds (`--seconds`).
 """
 
 import argparse
@@ -112,7 +112,7 @@ class Others:
         self._ended = threading.Event()
         self.latencies: list[float] = []
         self.outcomes: collections.Counter[str] = collections.Counter()
-        self.peak = 0.0
+        self.memory: list[float] = []
 
     def __enter__(self):
         threads = [threading.Thread(target=self._ask) for _ in range(CLIENTS)]
@@ -139,7 +139,7 @@ class Others:
 
     def _watch(self) -> None:
         while not self._ended.wait(0.05):
-            self.peak = max(self.peak, self._server.memory())
+            self.memory.append(self._server.memory())
 
 
 def prompt(path: pathlib.Path, **card) -> bytes:
@@ -207,6 +207,41 @@ class Attacks:
         while time.monotonic() < until:
             time.sleep(0.1)
             yield "list " + server._outcome("GET", "/v1/prompts", b"", JSON)
+
+    def bad_prompts(self, server: Server, until: float):
+        """Cards that are none, cut and changed files, and removals, ten a second."""
+        bad = [
+            {"metric": {"accuracy": float("nan")}},
+            {"task": "\ud800"},
+            {"base_model": "x"},
+            {"template": 3},
+            {"template": "{prompt:0:3000000000} {text}"},
+            {"labels": ["word " * 1000, "good"]},
+            {"vocabulary": "gs://nowhere/spiece.model"},
+            {"notes": "x" * 100_000},
+        ]
+        made = [self._prompt(**card) for card in bad]
+        sound = self._prompt(labels=["negative", "positive"])
+        rng = np.random.default_rng(0)
+        while time.monotonic() < until:
+            kind = rng.integers(len(made) + 3)
+            if kind < len(made):
+                data = made[kind]
+            elif kind == len(made):
+                data = sound[: rng.integers(len(sound))]
+            else:
+                changed = bytearray(sound)
+                for at in rng.integers(len(sound), size=rng.integers(1, 9)):
+                    changed[at] ^= 1 << rng.integers(8)
+                data = bytes(changed)
+            answered = server.upload("bad", data)
+            yield answered
+            if answered == "201":
+                # A change that left the prompt sound: what came is taken away again.
+                yield "removal " + server._outcome(
+                    "DELETE", "/v1/prompts/bad", b"", JSON
+                )
+            time.sleep(0.1)
 
     def good_prompts_without_end(self, server: Server, until: float):
         data, count = self._prompt(), 0
@@ -276,8 +311,12 @@ def measure(
         },
         "memory_mib": {
             "before": round(before),
-            "peak": round(others.peak),
+            "peak": round(max(others.memory)),
             "after": round(after),
+            # Ten equal parts of the time, the median of each.
+            "parts": [
+                round(float(np.median(x))) for x in np.array_split(others.memory, 10)
+            ],
         },
         "alive": alive,
     }

@@ -32,6 +32,8 @@ from prompt_tuning import dtypes, processes
 from prompt_tuning.errors import UserError
 
 Path = str | os.PathLike[str]
+# Ends of names of what a batch job reads back or replaces when it is repeated.
+_OF_JOBS = (".jsonl", ".part", ".job")
 # The text of a file's header that has the checksums.
 CRC = "crc32"
 # What is done with a folder before anything else is written to it.
@@ -183,10 +185,14 @@ def stream(path: Path) -> Iterator[BinaryIO]:
 def refuse_same(inputs: Iterable[Path | None], outputs: Iterable[Path]) -> None:
     """Refuses to write over what is read, whatever names and links lead to it.
 
+    Args:
+      inputs: files, and folders whose files are read; what a batch job left there is not.
+      outputs: files.
+
     Raises:
       UserError: an output is one of the inputs.
     """
-    given = [path for path in inputs if path is not None]
+    given = [each for path in inputs if path is not None for each in _read_at(path)]
     for output in outputs:
         for path in given:
             # Neither, where one of them is not there.
@@ -198,6 +204,15 @@ def refuse_same(inputs: Iterable[Path | None], outputs: Iterable[Path]) -> None:
                     f"{output} would be written over {path}, which is read: give the "
                     "output another name"
                 )
+
+
+def _read_at(path: Path) -> Iterator[Path]:
+    """A file, or the files of a folder."""
+    yield path
+    for folder, _, names in os.walk(path):
+        for name in names:
+            if not name.endswith(_OF_JOBS):
+                yield os.path.join(folder, name)
 
 
 def unwritable(path: Path, error: Exception) -> UserError:

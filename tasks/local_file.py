@@ -88,7 +88,7 @@ def register_task(name: str, local: LocalTask) -> seqio.Task:
     except ValueError as error:
         raise UserError(f"{name!r} cannot name a task: {error}") from error
     _REGISTERED.add(name)
-    labels.register(name, local.labels)
+    labels.register(name, local.labels, local.template)
     return task
 
 
@@ -100,6 +100,7 @@ def _check_reach(name: str, label: str, vocabulary: seqio.Vocabulary) -> None:
             f"{name}: the vocabulary has no pieces for all of label {label!r}; use "
             "another word for it in LABEL_NAMES"
         )
+    reach.check_label(label, vocabulary)
 
 
 def _columns(local: LocalTask, split: str) -> sources.Columns:

@@ -10,6 +10,16 @@ import tensorflow as tf
 WITHHELD = "<unk>"
 
 
+def template(
+    columns: Sequence[str], task_name: str = "", column_names: bool = False
+) -> str:
+    """The template (see `data.template`) of what `label_and_text` makes of a row."""
+    parts = [task_name] if task_name else []
+    for column in columns:
+        parts += [f"{column}:"] * column_names + [f"{{{column}}}"]
+    return " ".join(parts)
+
+
 def label_and_text(
     ds: tf.data.Dataset,
     columns: Sequence[str],

@@ -81,4 +81,6 @@ for _prefix, _features in features.variants(usual="mini"):
         metric_fns=[metrics.accuracy],
         output_features=_features,
     )
-    labels.register(f"{_prefix}rotten_tomatoes", LABELS)
+    labels.register(
+        f"{_prefix}rotten_tomatoes", LABELS, preprocessors.template(("sentence",))
+    )

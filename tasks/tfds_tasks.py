@@ -50,4 +50,8 @@ def register(
                 metric_fns=[metrics.accuracy],
                 output_features=output_features,
             )
-            labels.register(full_name, label_names)
+            labels.register(
+                full_name,
+                label_names,
+                preprocessors.template(columns, text, column_names=True),
+            )

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
@@ -60,6 +60,7 @@ class _Card(_Record):
         Annotated[list[_Label], pydantic.Field(min_length=2, max_length=MOST_LABELS)]
         | None
     ) = None
+    label_scores: Literal["sum", "mean"] | None = None
     vocabulary: _Text | None = None
     vocabulary_fingerprint: _Text | None = None
     task_feature_lengths: dict[_Text, int] | None = None

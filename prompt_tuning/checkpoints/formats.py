@@ -39,6 +39,8 @@ def open_model(path: files.Path) -> Source:
       UserError: there is no model of these formats, or it is damaged.
     """
     where = os.fspath(path)
+    if not where:
+        raise UserError("the path is empty: give the folder that holds a model")
     cloud = _is_cloud(where)
     if not cloud and not os.path.exists(where):
         # Not on this machine: it may be a name of the hub.

@@ -91,5 +91,4 @@ def convert(
 def _check_output(path: str, output: str) -> None:
     """Refuses an output that is the source, one of its files, or a folder around it."""
     source = pathlib.Path(path)
-    inside = list(source.iterdir()) if source.is_dir() else []
-    files.refuse_same([source, *inside], [output])
+    files.refuse_same([source], [output])

@@ -91,6 +91,8 @@ def evaluate(
     from prompt_tuning.runs.task_data import TaskData
 
     paths = [prompt_file] if isinstance(prompt_file, str) else list(prompt_file or ())
+    if prompt_file is not None and not paths:
+        raise UserError("PROMPT_FILE lists no prompt: leave it out for the model alone")
     several = len(paths) > 1
     if combine not in ensembles.RULES:
         raise UserError(
@@ -102,7 +104,7 @@ def evaluate(
         read = [] if local_task is None else local_task.files.values()
         names = (report.RESULTS_FILE, ANSWERS)
         written = (pathlib.Path(output_dir) / name for name in names)
-        files.refuse_same([*paths, *read], written)
+        files.refuse_same([*paths, *read, initial_checkpoint_path], written)
     folder = None if output_dir is None else files.writable_folder(output_dir, on_start)
     source = base_models.load(
         config,

@@ -83,7 +83,7 @@ def infer(
     """
     if (prompt_file is None) == (prompts is None):
         raise UserError("give either PROMPT_FILE, a prompt, or PROMPTS, a folder")
-    rows_file, read_too = None, [prompt_file]
+    rows_file, read_too = None, [prompt_file, prompts, initial_checkpoint_path]
     if input_file is not None and rows.kind_of(input_file) is not rows.Kind.TEXT:
         if texts:
             raise UserError(f"{input_file} holds rows: give no texts beside them")

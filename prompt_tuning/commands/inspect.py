@@ -84,7 +84,7 @@ def inspect(
             )
         if not len(loaded[prompts[0]].array):
             raise UserError(f"{where} has no prompt: --plot draws the rows of one")
-        files.refuse_same([where, *prompts], [plot])
+        files.refuse_same([where], [plot])
         prompt_view.draw(loaded[prompts[0]].array, plot)
         parts.append(rich.text.Text(f"wrote {plot}"))
     return rich.console.Group(*parts)

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prompt_tuning.data import rows
+from prompt_tuning.data import label_sets, rows
 from prompt_tuning.data.template import Template
 from prompt_tuning.errors import UserError
 
@@ -31,7 +31,7 @@ class LocalTask:
     files: Mapping[str, str]
     template: str | None
     target_column: str = "label"
-    label_names: Mapping[str | int, str] | Sequence[str] | None = None
+    label_names: label_sets.LabelNames | None = None
     metrics: Sequence[str] = ("accuracy",)
     vocabulary: str | None = None
     columns: Sequence[str] | None = None
@@ -80,41 +80,9 @@ class LocalTask:
         """The label that each value of the target column stands for.
 
         Raises:
-          UserError: ``label_names`` has something else than texts, or a value that is
-            the index of one label and the name of another.
+          UserError: see `label_sets.names_of_values`.
         """
-        if self.label_names is None:
-            return None
-        if isinstance(self.label_names, str) or not isinstance(
-            self.label_names, Mapping | Sequence
-        ):
-            raise UserError(
-                f"LABEL_NAMES={self.label_names!r}: give a list of texts, or a mapping "
-                "from the file's values to them"
-            )
-        mapping = None
-        if isinstance(self.label_names, Mapping):
-            mapping = {str(value): name for value, name in self.label_names.items()}
-        names: list[Any] = list(
-            self.label_names if mapping is None else mapping.values()
-        )
-        for name in names:
-            if not rows.is_text(name):
-                raise UserError(
-                    f"LABEL_NAMES has {name!r}, which is no text: write it in quotes"
-                )
-        if mapping is not None:
-            return mapping
-        by_index: dict[str, str] = {str(i): name for i, name in enumerate(names)}
-        for name in names:
-            if by_index.get(name, name) != name:
-                raise UserError(
-                    f"LABEL_NAMES={names} is ambiguous: the value {name} may be the "
-                    f"label {name!r} by its name or {by_index[name]!r} by its index; "
-                    f"give a mapping, {dict(enumerate(names))} by index or "
-                    f"{ {n: n for n in names} } by name"
-                )
-        return by_index | {name: name for name in names}
+        return label_sets.names_of_values(self.label_names)
 
     @property
     def labels(self) -> tuple[str, ...] | None:
@@ -134,6 +102,9 @@ class LocalTask:
             raise UserError(
                 f"{path} holds texts without targets: give a table or JSONL"
             )
+        label_sets.refuse_answers_in_inputs(
+            self.parsed.columns, self.target_column, self.label_names
+        )
         texts, targets = [], []
         for record in rows.read(path, self.columns):
             try:

@@ -4,6 +4,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from prompt_tuning.errors import UserError
+
 # Texts that are looked at, and the share of unknown pieces from which one is said to be
 # mostly unknown; neighbouring characters without a piece count as one.
 EXAMPLES = 10_000
@@ -30,6 +32,19 @@ def unknown_share(ids: Sequence[int], vocabulary: Vocabulary) -> float:
 def is_reachable(target: str, vocabulary: Vocabulary) -> bool:
     """Whether an answer in this vocabulary can be the target, outer spaces aside."""
     return vocabulary.decode(list(vocabulary.encode(target))).strip() == target.strip()
+
+
+def check_label(label: str, vocabulary: Vocabulary) -> None:
+    """Refuses a label that no answer is ever equal to.
+
+    Raises:
+      UserError: the vocabulary writes it as another text.
+    """
+    if not is_reachable(label, vocabulary):
+        written = vocabulary.decode(list(vocabulary.encode(label))).strip()
+        raise UserError(
+            f"the vocabulary writes the label {label!r} as {written!r}: call it so"
+        )
 
 
 def messages(

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import pathlib
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -100,6 +101,9 @@ def scan(
             f"names of columns are for tables, {path} is none: leave them out"
         )
     try:
+        # Files are read more than once; a pipe has no second time, and may never end.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"{path} is no regular file: write its rows to one first")
         with open(path, "rb") as file:
             lines = _lines(file, path)
             if kind in TABLES:
@@ -126,8 +130,12 @@ def read(
         yield record
 
 
-def parse_object(text: str) -> dict[str, Any]:
+def parse_object(text: str, what: str = "the line") -> dict[str, Any]:
     """The JSON object that a text holds.
+
+    Args:
+      text: JSON.
+      what: what holds it, for messages.
 
     Raises:
       UserError: it is not JSON (NaN is not), no object, too large to be read, or names
@@ -142,17 +150,17 @@ def parse_object(text: str) -> dict[str, Any]:
         )
     except json.JSONDecodeError as error:
         raise UserError(
-            f"the line is not JSON: {error.msg} (character {error.pos})"
+            f"{what} is not JSON: {error.msg} (character {error.pos})"
         ) from error
     except UserError:
         raise
     # Numbers and nested brackets without end are refused in their own ways.
     except (ValueError, RecursionError) as error:
-        raise UserError("the line is not JSON that can be read") from error
+        raise UserError(f"{what} is not JSON that can be read") from error
     if not isinstance(found, dict):
-        raise UserError('the line is no JSON object: write {"text": "..."}')
+        raise UserError(f'{what} is no JSON object: write {{"text": "..."}}')
     if _depth(found) > DEEPEST:
-        raise UserError(f"the line has more than {DEEPEST} values within one another")
+        raise UserError(f"{what} has more than {DEEPEST} values within one another")
     return found
 
 
@@ -238,6 +246,11 @@ def _table(
     found = (_tsv if kind is Kind.TSV else _csv)(lines)
     if columns is None:
         for first in found:
+            if b"\r" in first.raw.strip(b"\r\n"):
+                raise UserError(
+                    f"{path} ends its lines with a carriage return alone: convert it "
+                    "first, e.g. with tr '\\r' '\\n'"
+                )
             if first.error is not None:
                 raise UserError(f"{path}, line {first.line}: {first.error}")
             columns = list(first.values.values())

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from prompt_tuning import decoding, processes
-from prompt_tuning.data import buckets
+from prompt_tuning.data import buckets, label_sets
 from prompt_tuning.data.label_sets import Encoder, label_tokens
 from prompt_tuning.devices import sharding
 from prompt_tuning.network.model import Model
@@ -46,12 +46,15 @@ class Answerer:
         vocabulary: Encoder,
         *,
         labels: Sequence[str] | None = None,
+        label_scores: str = label_sets.SUM,
         strategy: Callable[..., decoding.Strategy] | None = None,
         max_decode_len: int = 32,
         seed: int = 0,
         mesh: jax.sharding.Mesh | None = None,
     ):
         """Ranks ``labels`` or, given a ``strategy``, has it search among them.
+
+        Ranked labels are compared by ``label_scores`` (see `label_sets`).
 
         Without labels the strategy decodes free text; it is greedy by default. It is
         made of ``max_decode_len`` and ``eos_id``, by `decoding.Beam` for instance. What
@@ -67,6 +70,7 @@ class Answerer:
         """
         self.labels = None if labels is None else list(labels)
         self._mesh = mesh
+        self._label_scores = label_scores
         self._ranks = self.labels is not None and strategy is None
         if self.labels is not None:
             self._label_ids = label_tokens(self.labels, vocabulary)  # [C, S]
@@ -108,7 +112,9 @@ class Answerer:
                 params, self._spread(tokens), next(self._calls), constraint
             )
             return np.asarray(processes.whole(decoded))[: len(tokens)]
-        best = np.argmax(np.asarray(self.scores(params, tokens)), axis=-1)
+        found = np.asarray(self.scores(params, tokens))
+        compared = label_sets.compared(found, self._label_ids, self._label_scores)
+        best = np.argmax(compared, axis=-1)
         return self._label_ids[best]
 
     def _spread(self, tokens: np.ndarray) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 
 from prompt_tuning.checkpoints import cards, prompt_file
 from prompt_tuning.data import vocabularies
-from prompt_tuning.data.label_sets import LabelSet, label_tokens
+from prompt_tuning.data.label_sets import SUM, LabelSet, label_tokens
 from prompt_tuning.data.rows import is_text, text_of
 from prompt_tuning.data.template import WHOLE_PROMPT, Placement, Positions, Template
 from prompt_tuning.data.vocabularies import Vocabulary
@@ -46,7 +46,8 @@ class Encoding:
         """Reads a prompt's card.
 
         Args:
-          card: vocabulary, labels, template and placement, all of them optional.
+          card: vocabulary, labels, how they are compared (``label_scores``), template
+            and placement, all of them optional.
           length: positions of the prompt; 0 for a prompt that is all words.
           vocab_size: rows of the model's embedding table, V.
           vocabulary: of its rows; by default that of the card (see `vocabulary_of`).
@@ -75,11 +76,12 @@ class Encoding:
                 f"its template {template!r} names position {beyond[0]}, the prompt has "
                 f"{length}; tune it again with the template it is used with"
             )
+        self._label_scores = card.get("label_scores") or SUM
         labels = card.get("labels")
         self.labels = None if labels is None else self.label_set(labels)
 
     def label_set(self, labels: Any) -> LabelSet:
-        """A label set in this vocabulary.
+        """A label set in this vocabulary, compared as the card says.
 
         Raises:
           UserError: it is not a list of two or more different texts, holds more or
@@ -94,7 +96,7 @@ class Encoding:
             raise UserError(
                 f"a label has more than {cards.LONGEST_LABEL} characters: shorten it"
             )
-        return _label_set(tuple(labels), self.vocabulary)
+        return _label_set(tuple(labels), self.vocabulary, self._label_scores)
 
     def encode(
         self, row: Mapping[str, Any], longest: int | None = None
@@ -177,8 +179,10 @@ def _positions(template: Template) -> list[int]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _label_set(labels: tuple[str, ...], vocabulary: Vocabulary) -> LabelSet:
-    return LabelSet(labels, label_tokens(labels, vocabulary))
+def _label_set(
+    labels: tuple[str, ...], vocabulary: Vocabulary, scores: str
+) -> LabelSet:
+    return LabelSet(labels, label_tokens(labels, vocabulary), scores)
 
 
 def vocabulary_of(

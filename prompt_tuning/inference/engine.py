@@ -247,7 +247,7 @@ class Engine:
         """What the model gives for each item, in their order.
 
         Returns:
-          Log-likelihoods of the labels ``[C]``, or token ids of decoded text ``[S]``.
+          What labels are compared by ``[C]`` (see `LabelSet.compared`), or token ids of decoded text ``[S]``.
         """
         pending: list[tuple[np.ndarray, Array]] = []
         for shape in {item.label_shape: None for item in items}:
@@ -264,7 +264,9 @@ class Engine:
         for part, started in pending:
             for index, output in zip(part, np.asarray(processes.whole(started))):
                 labels = items[index].labels
-                results[index] = output[: len(labels.names)] if labels else output
+                results[index] = (
+                    labels.compared(output[: len(labels.names)]) if labels else output
+                )
         return results
 
     def _fitting_the_store(

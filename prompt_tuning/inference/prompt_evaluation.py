@@ -81,7 +81,8 @@ def evaluate(
         the prompt's virtual tokens as ids of V and above. They may differ in lengths
         and placements, not in their examples.
       vocabulary: of the answers.
-      labels: what is ranked; None decodes free text.
+      labels: what is ranked, compared as each prompt's card says, if it does; None
+        decodes free text.
       strategy: see `Engine`.
       seed: for strategies that draw.
       batch_size: rows of a batch.
@@ -91,8 +92,15 @@ def evaluate(
     """
     prompts = [store.get(name) for name in splits]
     vocab_size = base.config.vocab_size
+    compared = {
+        prompt: labels
+        and dataclasses.replace(
+            labels, scores=prompt.card.get("label_scores") or labels.scores
+        )
+        for prompt in prompts
+    }
     items = [
-        Item(prompt, relative(row, vocab_size), labels)
+        Item(prompt, relative(row, vocab_size), compared[prompt])
         for of_task in zip(*(split.rows for split in splits.values()), strict=True)
         for rows in zip(*of_task, strict=True)
         for prompt, row in zip(prompts, rows, strict=True)

@@ -7,14 +7,15 @@
 
 import dataclasses
 import hashlib
+import numbers
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
 from prompt_tuning import processes, report
-from prompt_tuning.data import in_memory, reach
+from prompt_tuning.data import in_memory, label_sets, reach
 from prompt_tuning.data.label_sets import label_tokens
 from prompt_tuning.data.length_report import Fill, LengthReport
 from prompt_tuning.data.metrics import Metric
@@ -29,7 +30,7 @@ from prompt_tuning.inference.answerer import (
     batches_by_length,
 )
 from prompt_tuning.inference.encoding import Encoding
-from prompt_tuning.library.rows import TEXT, Rows
+from prompt_tuning.library.rows import TEXT, Rows, short
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import Transformer
@@ -50,10 +51,14 @@ class Tokenised:
     Attributes:
       inputs: text tokens, EOS included; negative ones are the prompt's (see `template`).
       targets: EOS included.
+      texts: what the inputs were, without the prompt.
+      answers: what the targets were.
     """
 
     inputs: Sequence[np.ndarray]
     targets: Sequence[np.ndarray]
+    texts: Sequence[str]
+    answers: Sequence[str]
 
 
 class MemoryTask:
@@ -63,6 +68,7 @@ class MemoryTask:
       name: of the task.
       vocabulary: of inputs and answers.
       labels: the label set, or None where answers are free text.
+      label_scores: how labels are compared.
       template: how a row becomes the inputs.
       metrics: what is measured on the validation split.
       lengths: text tokens of ``inputs`` and ``targets`` that there is room for.
@@ -79,6 +85,7 @@ class MemoryTask:
         template: str | None,
         metrics: Sequence[Metric],
         input_length: int | None = None,
+        label_scores: str = label_sets.SUM,
     ):
         """Tokenises.
 
@@ -90,6 +97,7 @@ class MemoryTask:
           template: see `rows.read`.
           metrics: functions of targets and answers.
           input_length: text tokens that inputs are cut to; by default nothing is cut.
+          label_scores: how labels are compared, one of `label_sets.SCORES`.
 
         Raises:
           UserError: a label is not in the vocabulary, or there is no room.
@@ -98,9 +106,12 @@ class MemoryTask:
             raise UserError(f"input_length={input_length} must be 1 or more")
         self.name, self.vocabulary, self.metrics = name, vocabulary, tuple(metrics)
         self.labels = None if labels is None else list(labels)
+        self.label_scores = label_sets.check_scores(label_scores, "label_scores")
         self.template = template
         if labels is not None:
             label_tokens(labels, vocabulary)
+            for label in labels:
+                reach.check_label(label, vocabulary)
         parsed = Template.parse(template or f"{{{TEXT}}}")
         for split, found in rows.items():
             texts = [parsed.render(row) for row in found.columns]
@@ -130,6 +141,8 @@ def _tokenise(rows: Rows, template: Template, vocabulary: Vocabulary) -> Tokenis
             for row in rows.columns
         ],
         [np.array([*vocabulary.encode(x), *end], np.int32) for x in rows.answers],
+        [" ".join(template.render(row)) for row in rows.columns],
+        [answer.strip() for answer in rows.answers],
     )
 
 
@@ -169,6 +182,11 @@ class MemoryData:
         return self.task.template
 
     @property
+    def label_scores(self) -> str:
+        """How labels are compared."""
+        return self.task.label_scores
+
+    @property
     def key(self) -> tuple:
         """Equal for sources whose opened tasks may be shared."""
         return (self.mixture_or_task_name,)
@@ -197,6 +215,8 @@ class OpenedTask:
       prompts: those that rows may carry.
       vocabulary: of inputs and targets.
       labels: the label set, or None where answers are free text.
+      label_scores: how labels are compared.
+      template: how a row becomes the inputs, or None where it is a text.
     """
 
     def __init__(
@@ -210,6 +230,7 @@ class OpenedTask:
         """See `MemoryData.open`."""
         self.prompts = tuple(prompts)
         self.vocabulary, self.labels = task.vocabulary, task.labels
+        self.label_scores, self.template = task.label_scores, task.template
         self._task = task
         self._vocab_size = vocab_size
         self._by_likelihood = by_likelihood
@@ -251,6 +272,11 @@ class OpenedTask:
         for ids in (*found.inputs, *found.targets):
             digest.update(np.append(ids, PAST).astype("<i4").tobytes())
         return digest.hexdigest()
+
+    def texts(self, split: str, most: int) -> tuple[list[str], list[str]]:
+        """Texts and answers of a split's first ``most`` examples, as they were given."""
+        found = self._task.splits[split]
+        return list(found.texts[:most]), list(found.answers[:most])
 
     def check(self, split: str, *, pack: bool = False) -> LengthReport:
         """Says, once, which inputs lose their end."""
@@ -323,25 +349,45 @@ class OpenedTask:
             alone,
             self.vocabulary,
             labels=self.labels,
+            label_scores=self.label_scores,
             max_decode_len=self._task.lengths["targets"],
             mesh=mesh,
         )
         tokens = in_memory.padded(some.inputs, max(map(len, some.inputs)))
-        targets = [self._said(ids) for ids in some.targets]
+        # What the vocabulary cannot write is not in what a target's tokens decode to.
+        targets = self._task.splits[split].answers[:num_examples]
 
         def evaluate(params: Params) -> Evaluation:
             given = answer_all(answerer, params, tokens, batch_size)
             answers = [self._said(ids) for ids in given]
             values: dict[str, float] = {}
             for metric in self._task.metrics:
-                values |= metric(targets, answers)
+                values |= _numbers(metric(targets, answers))
             return Evaluation(values, answers, targets)
 
         return evaluate
 
     def _said(self, ids: np.ndarray) -> str:
-        """A target or an answer as it is compared."""
+        """An answer as it is compared."""
         return self.vocabulary.decode(ids.tolist()).strip()
+
+
+def _numbers(found: Any) -> Mapping[str, float]:
+    """What a metric gave, which is anybody's function.
+
+    Raises:
+      UserError: it is no mapping of names to numbers.
+    """
+    sound = isinstance(found, Mapping) and all(
+        isinstance(name, str) and isinstance(value, numbers.Real)
+        for name, value in found.items()
+    )
+    if not sound:
+        raise UserError(
+            f"a metric gave {short(found)}: let it return numbers by name, such as "
+            '{"accuracy": 87.5}'
+        )
+    return {name: float(value) for name, value in found.items()}
 
 
 def _likelihood(

@@ -47,7 +47,12 @@ def load(
                 "SentencePiece file"
             )
     else:
-        found = vocabularies.load(vocabulary)
+        found, own = vocabularies.load(vocabulary), formats.vocabulary(source.path)
+        if own is not None and own.pieces != found.pieces:
+            raise UserError(
+                f"{path} holds a vocabulary of its own, {own.name}, which is not "
+                f"{found.name}: leave vocabulary out"
+            )
     config = formats.architecture(source)
     if found.vocab_size > config.vocab_size:
         raise UserError(

@@ -11,12 +11,14 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from prompt_tuning.data import label_sets
+from prompt_tuning.data.label_sets import LabelNames
+from prompt_tuning.data.rows import is_text
 from prompt_tuning.data.template import Template
 from prompt_tuning.errors import UserError
 
 # The column of a text that has no other name.
 TEXT = "text"
-Labels = Sequence[str] | Mapping[Any, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,7 @@ def read(
     *,
     template: str | None = None,
     target_column: str = "label",
-    labels: Labels | None = None,
+    labels: LabelNames | None = None,
 ) -> Rows:
     """Reads examples.
 
@@ -63,8 +65,9 @@ def read(
     """
     template = template or f"{{{TEXT}}}"
     wanted = Template.parse(template).columns
+    label_sets.refuse_answers_in_inputs(wanted, target_column, labels)
     pairs = _pairs(given, what, wanted, target_column)
-    names = _names_of(labels)
+    names = label_sets.names_of_values(labels, "labels")
     columns, answers = [], []
     for number, (values, answer) in enumerate(pairs, start=1):
         where = f"{what}, row {number}"
@@ -194,21 +197,11 @@ def _records(given: Any, what: str) -> Iterable[Any]:
     return given
 
 
-def _names_of(labels: Labels | None) -> Mapping[str, str] | None:
-    """The answer that each value stands for; None takes texts as they are."""
-    if isinstance(labels, Mapping):
-        return {str(value): name for value, name in labels.items()}
-    if labels is None:
-        return None
-    numbers = {str(i): name for i, name in enumerate(labels)}
-    return numbers | {name: name for name in labels}
-
-
 def _text(value: Any, column: str, where: str) -> str:
     if is_missing(value):
         raise UserError(f"{where}: {column!r} is {value}: leave the row out or fill it")
     if isinstance(value, str):
-        return value
+        return _whole(value, f"{where}: {column!r}")
     if isinstance(value, int | float | bool) or hasattr(value, "item"):
         return str(_plain(value))
     raise UserError(f"{where}: {column!r} is {short(value)}, not a text")
@@ -234,13 +227,20 @@ def _answer(
             )
         if not value.strip():
             raise UserError(f"{where}: the answer is empty; leave the row out")
-        return value
+        return _whole(value, f"{where}: the answer")
     if str(value) not in names:
         raise UserError(
             f"{where}: the answer {short(value)} stands for none of the labels "
             f"{', '.join(dict.fromkeys(names.values()))}"
         )
     return names[str(value)]
+
+
+def _whole(text: str, what: str) -> str:
+    """A text that can be written down."""
+    if not is_text(text):
+        raise UserError(f"{what} holds half a character (a surrogate): repair it")
+    return text
 
 
 def _plain(value: Any) -> Any:

@@ -100,7 +100,7 @@ class TunedPrompt:
         labels = self.card.get("labels")
         answers = f"labels {', '.join(labels)}" if labels else "free text"
         metrics = (self.card.get("metric") or {}).items()
-        shown = "".join(f", {key} {value:.4g}" for key, value in metrics)
+        shown = "".join(f", {k} {v:.4g}" for k, v in metrics if v is not None)
         return f"TunedPrompt({self.name!r}, {length} x {width}, {answers}{shown})"
 
 

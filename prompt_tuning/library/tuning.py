@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +12,13 @@ from typing import Any
 import optax
 
 from prompt_tuning import files, plots, report
+from prompt_tuning.checkpoints import cards
 from prompt_tuning.checkpoints.base_models import BaseModel
+from prompt_tuning.data import label_sets
 from prompt_tuning.data import metrics as task_metrics
+from prompt_tuning.data.label_sets import LabelNames
 from prompt_tuning.data.metrics import Metric
+from prompt_tuning.data.rows import is_text
 from prompt_tuning.errors import UserError
 from prompt_tuning.library import models, rows
 from prompt_tuning.library.memory_task import (
@@ -119,7 +124,7 @@ def tune(
     train: Any,
     *,
     validation: Any = None,
-    labels: rows.Labels | None = None,
+    labels: LabelNames | None = None,
     template: str | None = None,
     target_column: str = "label",
     name: str = "prompt",
@@ -132,6 +137,7 @@ def tune(
     seed: int = 0,
     prompts: Sequence[Mapping[str, Any]] | None = None,
     metrics: Sequence[str | Metric] = ("accuracy",),
+    label_scores: str = label_sets.SUM,
     eval_period: int | None = None,
     patience: int = 0,
     input_length: int | None = None,
@@ -166,6 +172,8 @@ def tune(
         (`OWN_VALUES`); a list of values stands for a prompt of each.
       metrics: names among `metrics.METRICS`, or functions of targets and answers that
         give values by name, the higher the better.
+      label_scores: how labels are compared: 'sum', by their likelihood, or 'mean', by
+        its mean over a label's tokens, in which long labels do not lose for their length.
       eval_period: steps between evaluations; by default a tenth of ``steps``.
       patience: evaluations without a better metric after which training stops; 0 trains
         to the end.
@@ -198,6 +206,7 @@ def tune(
         template=template,
         metrics=[_metric(metric, names) for metric in metrics],
         input_length=input_length,
+        label_scores=label_scores,
     )
     data = MemoryData(
         task=task, eval_split=VALIDATION if validation is not None else None
@@ -207,7 +216,7 @@ def tune(
     tuning = functools.partial(
         Tuning,
         method=METHOD,
-        prompt_length=_whole(length, "length"),
+        prompt_length=_whole(length, "length", most=cards.LARGEST),
         prompt_init=init,
         placement=placement,
     )
@@ -222,7 +231,7 @@ def tune(
         tuning=tuning(optimizer=optimizer_at(RATES[0])),
         schedule=Schedule(steps, eval_period, patience=patience),
         batch_size=_whole(batch_size, "batch_size"),
-        seed=_whole(seed, "seed", 0),
+        seed=_whole(seed, "seed", 0, 2**32 - 1),
         prompts=_own_values(prompts),
         optimizer_at=optimizer_at,
     )
@@ -338,7 +347,7 @@ def _rates(given: Any) -> tuple[float, ...]:
         if (
             isinstance(value, bool)
             or not isinstance(value, int | float)
-            or not value > 0
+            or not 0 < value < math.inf
         ):
             raise UserError(
                 f"learning_rate={given!r} must be a number above 0, a list of such "
@@ -373,13 +382,16 @@ def _metric(
     return task_metrics.by_name([given], labels)[0]
 
 
-def _whole(value: Any, name: str, least: int = 1) -> int:
+def _whole(value: Any, name: str, least: int = 1, most: int = 2**31 - 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{name}={value!r} must be a whole number, {least} or more")
+    if value > most:
+        raise UserError(f"{name}={value!r} must be {most} or less")
     return value
 
 
 def _name(given: Any) -> str:
-    if not isinstance(given, str) or not given.strip() or "/" in given:
+    sound = isinstance(given, str) and given.strip(" .") and "/" not in given
+    if not sound or not is_text(given):
         raise UserError(f"name={given!r} must be a word that files can be called by")
     return given

@@ -13,6 +13,7 @@ import optax
 
 from prompt_tuning import values
 from prompt_tuning.checkpoints import adapter_file, prompt_file
+from prompt_tuning.data.label_sets import SUM
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import registry
 from prompt_tuning.methods.method import Method
@@ -232,6 +233,7 @@ def identity(spec: MemberSpec, content: Mapping[str, str]) -> dict[str, Any]:
         "task_feature_lengths": dict(data.task_feature_lengths),
         "template": data.template,
         "pack": data.pack,
+        **({} if data.label_scores == SUM else {"label_scores": data.label_scores}),
         "content": dict(content),
         "method": spec.method.describe(),
         "batch_size": spec.batch_size,

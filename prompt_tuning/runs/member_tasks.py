@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from prompt_tuning import trees
+from prompt_tuning import processes, trees
 from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods.method import assemble
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
-from prompt_tuning.runs import answer_counts
+from prompt_tuning.runs import answer_counts, baselines
 from prompt_tuning.runs.member_specs import PROMPT, MemberSpec
 from prompt_tuning.training.members import Evaluate
 from prompt_tuning.types import Params
@@ -34,6 +34,7 @@ class MemberTasks:
         self._tasks: dict[Any, TaskData] = {}
         self._evaluators: dict[Any, Evaluator] = {}
         self._fills: dict[Any, Fill] = {}
+        self._tf_idfs: dict[Any, float | None] = {}
 
     def of(self, spec: MemberSpec) -> "TaskData":
         """The data of a member.
@@ -111,7 +112,25 @@ class MemberTasks:
         if evaluator is None or task.labels is None:
             return None
         found = _outcome(evaluator, spec, tuned, frozen)
-        return answer_counts.summary(found.answers, found.targets, task.labels)
+        return answer_counts.summary(
+            found.answers,
+            found.targets,
+            task.labels,
+            self._tf_idf(spec, len(found.targets)),
+        )
+
+    def _tf_idf(self, spec: MemberSpec, examples: int) -> float | None:
+        """What TF-IDF gets right of the split's first examples, in the first process."""
+        data = spec.data
+        key = (*data.key, data.train_split, data.eval_split)
+        if key not in self._tf_idfs and processes.is_first():
+            task, accuracy = self.of(spec), None
+            train = task.texts(data.train_split, baselines.MOST_FITTED)
+            split = task.texts(data.eval_split, examples)
+            if train and split:
+                accuracy = baselines.tf_idf_accuracy(train, split)
+            self._tf_idfs[key] = accuracy
+        return self._tf_idfs.get(key)
 
     def _evaluator_key(self, spec: MemberSpec) -> tuple:
         return (*self._key(spec), spec.data.eval_split)

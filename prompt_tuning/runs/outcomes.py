@@ -13,6 +13,7 @@ import rich.table
 from prompt_tuning import processes, report, trees
 from prompt_tuning.checkpoints import cards, model_file
 from prompt_tuning.checkpoints.prompt_formats import Saved
+from prompt_tuning.data import label_sets
 from prompt_tuning.network.adapters import COLLECTION
 from prompt_tuning.runs import answer_counts
 from prompt_tuning.runs.member_specs import MemberSpec, identity, word
@@ -50,9 +51,10 @@ def saved(
         "length": spec.prompt_length,
         "width": width,
         "placement": spec.placement,
-        "template": spec.data.template,
+        "template": task.template,
         "task": spec.data.mixture_or_task_name,
         "labels": task.labels,
+        **_compared(task),
         "vocabulary": task.vocabulary_name,
         "vocabulary_fingerprint": task.vocabulary_fingerprint,
         "task_feature_lengths": dict(spec.data.task_feature_lengths),
@@ -69,6 +71,13 @@ def saved(
         card["changes"] = facts["changes"]
     prompt = part.get("prompts", {}).get(spec.name, np.zeros((0, width), np.float32))
     return Saved(np.asarray(prompt), card, slots)
+
+
+def _compared(task: "TaskData") -> dict[str, str]:
+    """What a card says of how labels are compared, if it is not as usual."""
+    if task.labels is None or task.label_scores == label_sets.SUM:
+        return {}
+    return {"label_scores": task.label_scores}
 
 
 def save_model(path: pathlib.Path, result: Result, metadata: Mapping[str, Any]) -> None:
@@ -158,30 +167,21 @@ def best(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return names
 
 
-def _answers_cell(answers: Mapping[str, Any] | None) -> str:
-    if answers is None:
-        return ""
-    counts = answers["answers"].values()
-    if sum(1 for count in counts if count) == 1:
-        return f"one label alone (majority {answers['majority_accuracy']:.1f} %)"
-    return " / ".join(map(str, counts))
-
-
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints `ranked` rows and which of them is the best, in process 0."""
     table = rich.table.Table()
-    for name in ("name", "task", "best step", "loss", "validation", "answers"):
+    for name in ("name", "task", "best step", "last loss", "validation", "answers"):
         table.add_column(name, overflow="fold")
     for found in rows:
         if found.get("diverged"):
             values = ("", "diverged", "", "")
         else:
-            metrics = found["validation"].items()
+            metrics, answers = found["validation"].items(), found["answers"]
             values = (
                 str(found["best_step"]),
                 f"{found['loss']:.4f}",
                 ", ".join(f"{name} {value:.4f}" for name, value in metrics),
-                _answers_cell(found.get("answers")),
+                answers and answer_counts.cell(answers) or "",
             )
         table.add_row(rich.markup.escape(found["name"]), found["task"], *values)
     if processes.is_first():

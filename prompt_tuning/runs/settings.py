@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import optax
 
+from prompt_tuning.data import label_sets
 from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.devices.partitioner import Partitioner
@@ -60,6 +61,7 @@ class TaskSource(Protocol):
     train_split: str
     eval_split: str | None
     pack: bool
+    label_scores: str
     # How to tune without an evaluation split, for messages.
     without_evaluation: ClassVar[str]
 
@@ -96,6 +98,7 @@ class Data:
       train_split: split to tune on.
       eval_split: split that chooses the best step; None keeps the last step.
       pack: several examples a row.
+      label_scores: how labels are compared, one of `label_sets.SCORES`.
     """
 
     mixture_or_task_name: str
@@ -105,6 +108,7 @@ class Data:
     train_split: str = "train"
     eval_split: str | None = "validation"
     pack: bool = False
+    label_scores: str = label_sets.SUM
     without_evaluation: ClassVar[str] = "EVAL_SPLIT=None tunes without one"
 
     @property
@@ -144,6 +148,7 @@ class Data:
             vocab_size,
             placement,
             models_vocabulary,
+            self.label_scores,
         )
 
 

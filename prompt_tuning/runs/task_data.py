@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import seqio
+import tensorflow as tf
 
 from prompt_tuning import decoding, report
-from prompt_tuning.data import batching, examples
+from prompt_tuning.data import batching, examples, label_sets
 from prompt_tuning.data.feature_converter import PromptFeatureConverter
 from prompt_tuning.data.length_report import Fill, LengthReport
 from prompt_tuning.data.local_task import LocalTask
@@ -28,6 +29,8 @@ from prompt_tuning.training.members import Batches
 TASKS = "prompt_tuning.tasks"
 # Tables are padded for the hardware, never to so many times the vocabulary's ids.
 MOST_ROWS_AN_ID = 2
+# What a text is in a dataset of TensorFlow's.
+TEXT = tf.TensorSpec((), tf.string)
 _CURE = (
     "choose the task's variant of the model's vocabulary (its name with 't5_', 'mt5_', "
     "'byt5_' or 'mini_' before it), or set VOCABULARY for files of your own"
@@ -41,6 +44,8 @@ class TaskData:
       prompts: those that rows may carry.
       vocabulary: of inputs and targets.
       labels: the label set, or None where answers are free text.
+      label_scores: how labels are compared.
+      template: how a row becomes the inputs, or None where the task does not say.
       converter: places the prompts' virtual ids, one example a row.
     """
 
@@ -54,6 +59,7 @@ class TaskData:
         vocab_size: int,
         placement: str = "prepend",
         models_vocabulary: Vocabulary | None = None,
+        label_scores: str = label_sets.SUM,
     ):
         """Registers ``local`` files or imports ``module``, and finds the task.
 
@@ -68,6 +74,7 @@ class TaskData:
           placement: where a prompt goes in a row.
           models_vocabulary: what the model's checkpoint names, if it does; local files
             that name none are written in it.
+          label_scores: how labels are compared, one of `label_sets.SCORES`.
 
         Raises:
           UserError: see `examples.find` and `batching.make_converter`; the task is
@@ -84,6 +91,7 @@ class TaskData:
                 local = dataclasses.replace(local, vocabulary=models_vocabulary.name)
             local_file.register_task(name, local)
             module = None
+        self.label_scores = label_sets.check_scores(label_scores)
         self._name = name
         self._local = local
         self._lengths = dict(task_feature_lengths)
@@ -100,6 +108,7 @@ class TaskData:
         self._check_vocabulary(models_vocabulary)
         found = labels.label_set(name)
         self.labels = None if found is None else list(found)
+        self.template = labels.template(name)
 
     @property
     def vocabulary_name(self) -> str:
@@ -180,6 +189,21 @@ class TaskData:
             self._name, split, self._lengths, self.converter, num_examples
         )
 
+    def texts(self, split: str, most: int) -> tuple[list[str], list[str]] | None:
+        """Texts and targets of a split's first ``most`` examples, as its data has them.
+
+        None where the task does not hand them on.
+        """
+        names = ("inputs_pretokenized", "targets_pretokenized")
+        ds = examples.examples(self._provider, split, self._lengths).take(most)
+        if any(ds.element_spec.get(name) != TEXT for name in names):
+            return None
+        rows = [
+            [row[name].decode() for name in names] for row in ds.as_numpy_iterator()
+        ]
+        texts, targets = zip(*rows, strict=True)
+        return list(texts), [target.strip() for target in targets]
+
     def batches(
         self, split: str, batch_size: int, seed: int, *, pack: bool = False
     ) -> Batches:
@@ -245,6 +269,7 @@ class TaskData:
                 dataclasses.replace(model, network=network),
                 self.vocabulary,
                 labels=self.labels,
+                label_scores=self.label_scores,
                 strategy=strategy,
                 max_decode_len=self._lengths["targets"],
                 seed=seed,

@@ -114,6 +114,13 @@ def plan(settings: Settings) -> Plan:
     tuning, base, partitioner = settings.tuning, settings.base, settings.partitioner
     weights_dtype = registry.weights_dtype(tuning.method, base.frozen_dtype)
     members = member_specs.specs(settings)
+    if settings.schedule.patience and any(
+        spec.data.eval_split is None for spec in members
+    ):
+        raise UserError(
+            f"EARLY_STOPPING_PATIENCE={settings.schedule.patience} waits for evaluations, "
+            "and there is no split for them: leave it out, or give one"
+        )
     if len(members) == 1:
         # The rows of several are filled up to what the devices share.
         partitioner.check_batch(members[0].batch_size, settings.num_microbatches)

@@ -22,20 +22,21 @@ from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
 
+from prompt_tuning import __version__
 from prompt_tuning.checkpoints import prompt_formats
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference.engine import Engine
 from prompt_tuning.inference.prepared_rows import Request as Prepared
 from prompt_tuning.inference.store import StoredPrompt
+from prompt_tuning.serving import documentation, requests
 from prompt_tuning.serving import limits as checks
-from prompt_tuning.serving import requests
 from prompt_tuning.serving.batcher import Batcher, ClosedError, QueueFullError
 from prompt_tuning.serving.limits import Limits, RefusedError
 from prompt_tuning.serving.metrics import Metrics
 from prompt_tuning.serving.requests import Json
 
 # Anyone may see these: they say nothing of what is served.
-OPEN = ("/", "/healthz")
+OPEN = ("/", "/docs", "/openapi.json", "/healthz")
 NAME = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 
 
@@ -70,8 +71,15 @@ def create(
         compiler.shutdown(wait=False, cancel_futures=True)
         await run_in_threadpool(batcher.close)
 
-    # The generated pages of documentation fetch scripts from elsewhere.
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    # Its own pages of documentation fetch scripts from elsewhere.
+    app = FastAPI(
+        title="prompt_tuning",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    described = documentation.ROUTES
 
     @app.middleware("http")
     async def counted(
@@ -102,21 +110,26 @@ def create(
     async def mistaken(_: Request, error: UserError) -> Response:
         return requests.error(RefusedError(400, str(error)))
 
-    @app.get("/")
+    @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return HTMLResponse(page_text, headers=page_headers)
 
-    @app.get("/healthz")
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        # It has no script to run.
+        return HTMLResponse(documentation.page(app.openapi()), headers=page_headers)
+
+    @app.get("/healthz", **described["healthz"])
     async def healthz() -> Response:
         if not batcher.alive:
             raise RefusedError(503, "the server is shutting down")
         return Json({"status": "ok"})
 
-    @app.get("/metrics")
+    @app.get("/metrics", **described["prometheus"])
     async def prometheus() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @app.post("/v1/predict")
+    @app.post("/v1/predict", **described["predict"])
     async def predict(request: Request) -> Response:
         async with bodies.read(request, limits.body) as body:
             content = await run_in_threadpool(requests.parse, body)
@@ -179,14 +192,14 @@ def create(
         except UserError as error:
             return error
 
-    @app.get("/v1/prompts")
+    @app.get("/v1/prompts", **described["prompts"])
     async def prompts() -> Response:
-        described = [_described(prompt) for prompt in engine.store.prompts()]
+        found = [_described(prompt) for prompt in engine.store.prompts()]
         # Where the server keeps its files is nobody's business.
         model = pathlib.PurePath(engine.store.base_model).name
-        return Json({"base_model": model, "prompts": described})
+        return Json({"base_model": model, "prompts": found})
 
-    @app.put("/v1/prompts/{name}")
+    @app.put("/v1/prompts/{name}", **described["add"])
     async def add(name: str, request: Request) -> Response:
         if not NAME.fullmatch(name):
             raise RefusedError(
@@ -215,7 +228,7 @@ def create(
             checks.check_labels(prompt.encoding.labels, limits)
         return store.put(prompt)
 
-    @app.delete("/v1/prompts/{name}")
+    @app.delete("/v1/prompts/{name}", **described["remove"])
     async def remove(name: str) -> Response:
         try:
             engine.store.remove(name)

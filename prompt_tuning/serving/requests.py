@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
+from prompt_tuning.data.rows import parse_object
 from prompt_tuning.serving.limits import Limits, RefusedError
 from prompt_tuning.serving.server import is_loopback
 
@@ -142,23 +143,15 @@ def _too_large(limit: int) -> RefusedError:
 
 
 def parse(body: bytes) -> dict[str, Any]:
-    """The object that a body holds in JSON.
+    """The object that a body holds in JSON, as a row's of a file is read.
 
     Raises:
-      RefusedError: it holds something else.
+      RefusedError: it is not UTF-8.
+      UserError: it holds something else.
     """
     try:
-        content = json.loads(body.decode("utf-8"))
+        return parse_object(body.decode("utf-8"), "the body")
     except UnicodeDecodeError as wrong:
         raise RefusedError(
             400, f"the body is not UTF-8 (byte {wrong.start})"
         ) from wrong
-    except (ValueError, RecursionError) as wrong:
-        where = getattr(wrong, "pos", None)
-        at = "" if where is None else f" (character {where})"
-        raise RefusedError(400, f"the body is not JSON{at}") from wrong
-    if not isinstance(content, dict):
-        raise RefusedError(
-            400, 'the body must be an object: a row, or {"rows": [row, ...]}'
-        )
-    return content

@@ -19,6 +19,7 @@ import numpy as np
 from prompt_tuning import trees
 from prompt_tuning.errors import UserError
 from prompt_tuning.network.model import Model
+from prompt_tuning.training import token_arrays
 from prompt_tuning.training.distillation import VECTORS, Sentences
 from prompt_tuning.types import Params
 
@@ -374,23 +375,28 @@ def load(folder: str | pathlib.Path, suffix: str = "", **kwargs: Any) -> Mixture
       **kwargs: the other attributes of `Mixture`.
 
     Raises:
-      UserError: there is no text, or a token id lies outside the vocabulary.
+      UserError: there is no text, or see `token_arrays`.
     """
     text_path = pathlib.Path(folder) / f"text{suffix}.npy"
     labelled_path = pathlib.Path(folder) / f"labelled{suffix}.npz"
-    if not text_path.exists():
-        raise UserError(f"{text_path} is missing; ARRAYS_DIR must hold the token ids")
-    text = np.load(text_path, mmap_mode="r")
-    if int(text.max()) >= kwargs["vocab_size"]:
-        raise UserError(
-            f"{text_path} has ids up to {int(text.max())} but the model only "
-            f"{kwargs['vocab_size']} embedding rows; use the model file of its vocabulary"
-        )
-    labelled = Labelled.load(labelled_path) if labelled_path.exists() else None
+    size = kwargs["vocab_size"]
+    text = token_arrays.read(text_path, size)
+    labelled = None
+    if labelled_path.exists():
+        labelled = Labelled.load(labelled_path)
+        for kind in ("input", "target"):
+            ids, offsets = (
+                getattr(labelled, f"{kind}{part}") for part in ("s", "_offsets")
+            )
+            token_arrays.check(ids, f"{kind}s of {labelled_path}", size)
+            token_arrays.check_offsets(
+                offsets, len(ids), f"{kind}_offsets of {labelled_path}"
+            )
     sentences = None
     if kwargs.get("distilled"):
         path = pathlib.Path(folder) / "sentences.npz"
         sentences = Sentences.load(path, held_out=bool(suffix))
+        token_arrays.check(sentences.ids, f"ids of {path}", size)
     return Mixture(text, labelled, sentences=sentences, **kwargs)
 
 

@@ -138,6 +138,8 @@ def test_rows_that_say_the_same_are_counted(prompt_path, model_folder, capsys):
 
 
 def test_other_paths_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="an empty path names nothing"):
+        inspect.inspect("")
     (tmp_path / "notes").write_text("hello")
     for path, cure in (
         (tmp_path, "is no prompt, model or MODEL_DIR"),

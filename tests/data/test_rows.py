@@ -2,6 +2,7 @@
 """What people's files hold: each thing works, or is refused in one line that says where."""
 
 import json
+import os
 
 import pytest
 
@@ -32,6 +33,12 @@ def test_a_suffix_means_the_same_in_any_case(scanned, name):
 def test_other_suffixes_are_refused(scanned, name):
     with pytest.raises(UserError, match=r"jsonl"):
         scanned(name, '{"x": 1}\n')
+
+
+def test_what_has_no_end_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.tsv")
+    with pytest.raises(UserError, match="no regular file"):
+        list(rows.scan(tmp_path / "a.tsv"))
 
 
 def test_lines_end_at_a_newline_and_nowhere_else(scanned):
@@ -116,6 +123,9 @@ def test_encodings(scanned):
     latin = scanned("a.csv", b"x\nfine\n\xe9\nfine\n")
     assert "not UTF-8 (byte 0)" in latin[1][2]
     assert [values for _, values, _ in latin] == [{"x": "fine"}, {}, {"x": "fine"}]
+    for name in ("a.tsv", "a.csv"):
+        with pytest.raises(UserError, match="a carriage return alone"):
+            scanned(name, b"x\r1\r2\r")
     with pytest.raises(UserError, match=r"line 1: .* not UTF-8"):
         scanned("a.tsv", b"\xe9\n1\n")
 
@@ -181,6 +191,18 @@ def test_one_file_in_four_forms(task):
     assert headerless.read("train") == ([["a b"]], ["yes"])
     with pytest.raises(UserError, match="name a table's columns in COLUMNS"):
         task("b.tsv", "1\ta b\n2\tc\n").read("train")
+
+
+def test_values_of_labels_that_are_no_texts(task):
+    names = {True: "yes", False: "no"}
+    for name, content in [
+        ("a.jsonl", '{"x": "a", "label": true}\n'),
+        ("a.tsv", "x\tlabel\na\tTrue\n"),
+    ]:
+        assert task(name, content, label_names=names).read("train") == (
+            [["a"]],
+            ["yes"],
+        )
 
 
 def test_columns_may_have_any_name(task):

@@ -131,6 +131,7 @@ def test_rotten_tomatoes_not_installed(monkeypatch):
 def test_rotten_tomatoes_in_every_vocabulary(prefix):
     assert f"{prefix}rotten_tomatoes" in seqio.TaskRegistry.names()
     assert labels.label_set(f"{prefix}rotten_tomatoes") == ("negative", "positive")
+    assert labels.template(f"{prefix}rotten_tomatoes") == "{sentence}"
 
 
 # GLUE and SuperGLUE, against TFDS's own feature specifications
@@ -189,6 +190,8 @@ def test_tfds_tasks(mocked_tfds, name, pattern, answers, split):
         assert row["targets_pretokenized"].decode() == answers[source["label"]]
         assert row["inputs"][-1] == row["targets"][-1] == 1
     assert labels.label_set(name) == answers
+    # What prompts tuned on it are given rows by.
+    assert labels.template(name) == pattern
     assert [metric.__name__ for metric in task.metric_fns] == ["accuracy"]
 
 
@@ -213,6 +216,7 @@ def test_labels_of_a_mixture():
         seqio.MixtureRegistry.add(name, tasks, default_rate=1)
     try:
         assert labels.label_set("test_tasks_same") == ("negative", "positive")
+        assert labels.template("test_tasks_same") is None
         assert labels.label_set("test_tasks_other") is None
     finally:
         seqio.MixtureRegistry.remove("test_tasks_same")
@@ -344,6 +348,7 @@ def test_vocabulary_of_a_local_file(local):
         ("", {}, "has no rows"),
         ("sentence\tlabel\n", {}, "has no rows: give another file for split 'train'"),
         (TSV, {"template": "{text}"}, "no column 'text'; it has sentence, label"),
+        (TSV, {"template": "{sentence} {label}"}, "which holds the answer"),
         (TSV, {"target_column": "y"}, "line 2: there is no column 'y'"),
         ("a\ta\n1\t2\n", {}, "two columns of one name"),
         (TSV + "x\n", {}, "line 4: 1 fields instead of the 2"),
@@ -366,6 +371,11 @@ def test_vocabulary_of_a_local_file(local):
             TSV,
             {"label_names": ["bad", "\u2603"]},
             "no pieces for all of label '\u2603'",
+        ),
+        (
+            TSV,
+            {"label_names": ["bad", "very\n good"]},
+            "writes the label 'very\\n good' as 'very good': call it so",
         ),
         (TSV, {"label_names": "positive"}, "give a list of texts"),
         (TSV, {"label_names": ["a", "a"]}, "must be two or more different ones"),

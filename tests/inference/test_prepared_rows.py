@@ -7,6 +7,7 @@ import pytest
 from prompt_tuning.checkpoints import base_models, prompt_file
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference import prepared_rows
+from prompt_tuning.inference.engine import Engine
 from prompt_tuning.inference.store import PromptStore
 from prompt_tuning.network.transformer import T5Config
 
@@ -68,6 +69,25 @@ def test_a_text_that_is_mostly_unknown_is_said(store, text, share):
     answer = prepared_rows.Answer("good")
     warning = request.result([answer]).get("warning", "")
     assert ("pieces are unknown" in warning) == bool(share)
+
+
+def test_long_labels_are_compared_by_their_mean_where_the_card_says_so(source, store):
+    """Numbers are those of the sum, over the tokens of a label and its end."""
+    labels = ["good", "a long story of a fine film"]
+    usual = dict(store.get("mood_0").card)
+    for scores in ("sum", "mean"):
+        store.add(scores, ARRAY, {**usual, "labels": labels, "label_scores": scores})
+    engine = Engine(source, store, lengths=(16,), batch_sizes=(2,))
+    rows = [prepare(store, name, text="a fine film") for name in ("sum", "mean")]
+    by_sum, by_mean = engine.outputs([row.items[0] for row in rows])
+    vocabulary = store.get("sum").encoding.vocabulary
+    sizes = [len(vocabulary.encode(label)) + 1 for label in labels]
+    np.testing.assert_allclose(by_mean, by_sum / sizes, rtol=1e-5)
+    answers = [answer["answer"] for answer in engine.run(rows)]
+    assert answers == [labels[int(np.argmax(x))] for x in (by_sum, by_mean)]
+    # Labels of a row's own are compared in the same way.
+    own = prepare(store, "mean", text="a fine film", labels=labels[::-1])
+    assert engine.outputs(own.items)[0] == pytest.approx(by_mean[::-1], rel=1e-5)
 
 
 def test_prompts_of_sweeps_are_found_below_their_runs(source, tmp_path):

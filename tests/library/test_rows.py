@@ -73,6 +73,7 @@ def test_a_template_of_columns_and_a_mapping_of_values():
         ([(b"a", "good")], "train, row 1: 'text' is .*bytes.* not a text"),
         ([(" ", "good")], "train, row 1: the text is empty"),
         ([("a", None)], "train, row 1: the answer is None"),
+        ([("a\ud800", "good")], "row 1: 'text' holds half a character"),
         ([("a", "fine")], "the answer 'fine' is none of the labels bad, good"),
         ([("a", 2)], "the answer 2 .* stands for none of the labels bad, good"),
         ([{"sentence": "a", "label": 1}], "row 1 has no 'text', only sentence, label"),
@@ -100,6 +101,23 @@ def test_labels_that_are_none(labels, message):
         rows.label_names(labels)
 
 
+def test_an_index_that_is_another_name_is_refused_with_both_readings():
+    stars = ["1", "2", "3", "4", "5"]
+    with pytest.raises(UserError) as said:
+        rows.read([("a", 0), ("b", 1)], "train", labels=stars)
+    assert "the label '1' by its name or '2' by its index" in str(said.value)
+    assert str(said.value).startswith("labels=[")
+    by_index = dict(enumerate(stars))
+    found = rows.read([("a", 0), ("b", 1)], "train", labels=by_index)
+    assert found.answers == ["1", "2"]
+
+
+def test_inputs_that_hold_the_answer_are_refused():
+    given = [{"text": "a", "label": "good"}]
+    with pytest.raises(UserError, match="which holds the answer"):
+        rows.read(given, "train", labels=LABELS, template="{text} {label}")
+
+
 def test_a_label_that_no_row_has():
     found = rows.read(PAIRS, "train", labels=[*LABELS, "fair"])
     with pytest.raises(UserError, match="no row of train has the label 'fair'"):
@@ -108,6 +126,8 @@ def test_a_label_that_no_row_has():
 
 def test_free_text_must_be_text():
     assert rows.read(PAIRS, "train").answers == ["good", "bad"]
+    with pytest.raises(UserError, match="the answer holds half a character"):
+        rows.read([("a", "\ud800")], "train")
     with pytest.raises(UserError, match="the answer is 1 .*: give labels"):
         rows.read([("a", 1)], "train")
 

@@ -48,13 +48,16 @@ def run(base, splits):
             validation=splits["validation"],
             learning_rate=0.3,
             init="sampled_vocab",
+            label_scores="mean",
             **SMALL,
         )
 
 
 def test_the_prompt_is_that_of_the_command_line(run, train_words, tmp_path):
     """Batches hold all examples, so that their order decides nothing."""
-    words = train_words(MODEL_DIR=tmp_path, MIXTURE_OR_TASK_NAME="library_reviews")
+    words = train_words(
+        MODEL_DIR=tmp_path, MIXTURE_OR_TASK_NAME="library_reviews", LABEL_SCORES="mean"
+    )
     words += ["--gin_file=prompts/sampled_vocab.gin"]
     assert cli.main(words) == 0
     theirs = pt.load_prompt(tmp_path)
@@ -75,6 +78,11 @@ def test_the_prompt_is_that_of_the_command_line(run, train_words, tmp_path):
     assert run.metrics == theirs.card["metric"]
     for key in ("method", "placement", "labels", "vocabulary", "base_model", "recipe"):
         assert run.prompt.card[key] == theirs.card[key]
+    assert run.prompt.card["label_scores"] == theirs.card["label_scores"] == "mean"
+    assert ours["answers"] == member["answers"]
+    assert member["answers"]["majority_accuracy"] == 50.0
+    # Its validation rows are training rows, too.
+    assert member["answers"]["tf_idf_accuracy"] == 100.0
 
 
 def test_answers_of_a_saved_prompt_are_those_that_were_measured(
@@ -122,11 +130,33 @@ def test_several_prompts_a_trial_of_rates_and_a_second_call(
     assert answer["answer"] in LABELS and len(answer["answers"]) == 2
 
 
+def test_what_metrics_give(base, splits):
+    """Numbers by name; those that are none are no reason to show nothing."""
+    given = {**SMALL, "steps": 1, "learning_rate": 0.3}
+    tune = lambda metric: pt.tune(
+        base, splits["train"], validation=[("so", "bad")], metrics=[metric], **given
+    )
+    with pytest.raises(pt.UserError, match="a metric gave 'x' .*numbers by name"):
+        tune(lambda targets, answers: "x")
+    found = tune(lambda targets, answers: {"odd": float("nan")})
+    assert "labels good, bad)" in repr(found)
+
+
 def test_free_text(base):
     train = [("the capital of France", "Paris"), ("the capital of Italy", "Rome")]
     small = {**SMALL, "labels": None, "steps": 2, "learning_rate": 0.3}
-    found = pt.tune(base, train, validation=[("the capital", "Rome")], **small)
+    seen = []
+
+    def compared(targets, answers):
+        seen.append((list(targets), len(answers)))
+        return {"accuracy": 0.0}
+
+    found = pt.tune(
+        base, train, validation=[("the capital", "~{Rome")], metrics=[compared], **small
+    )
     assert found.prompt.card["labels"] is None and "accuracy" in found.metrics
+    # As it was given, not as the vocabulary, which lacks two letters, would write it.
+    assert seen[0] == (["~{Rome"], 1)
     (answer,) = pt.Predictor(base, found.prompt, max_answer_length=4)(["the capital"])
     assert set(answer) == {"input", "answer"}
 
@@ -139,8 +169,14 @@ def test_free_text(base):
         ({"batch_size": 2.5}, "batch_size=2.5 must be a whole number"),
         ({"steps": 0}, "steps=0 must be a whole number from 1"),
         ({"seed": "1"}, "seed='1' must be a whole number"),
+        ({"seed": 2**40}, "must be 4294967295 or less"),
+        ({"length": 10**7}, "must be 65536 or less"),
+        ({"learning_rate": float("inf")}, "must be a number above 0"),
+        ({"name": ".."}, "must be a word"),
         ({"learning_rate": 0}, "learning_rate=0 must be a number above 0"),
         ({"learning_rate": []}, "must list different rates"),
+        ({"label_scores": "max"}, "label_scores='max' must be 'sum'"),
+        ({"validation": None, "patience": 2}, "waits for evaluations"),
         ({"metrics": ["bleu"]}, "no metric is called 'bleu'"),
         ({"metrics": "accuracy"}, "metrics='accuracy' must be a list"),
         ({"name": ""}, "name='' must be a word"),
@@ -202,6 +238,8 @@ def test_a_model_without_a_vocabulary(tiny_checkpoint, tmp_path):
     assert found.vocabulary.fingerprint == vocabularies.load("mini").fingerprint
     with pytest.raises(pt.UserError, match="there is no folder .*nowhere"):
         pt.load(tmp_path / "nowhere")
+    with pytest.raises(pt.UserError, match="a vocabulary of its own, .*leave vocab"):
+        pt.load(tiny_checkpoint, vocabulary="byt5")
 
 
 def test_the_readmes_program(tiny_checkpoint, tmp_path):

@@ -26,11 +26,22 @@ def test_warnings(answers, targets, says):
 
 
 def test_counts():
-    found = answer_counts.summary(list("abba"), list("abcc"), LABELS)
+    found = answer_counts.summary(list("abba"), list("abcc"), LABELS, 75.0)
     assert found == {
         "answers": {"a": 2, "b": 2, "c": 0},
         "targets": {"a": 1, "b": 1, "c": 2},
         "accuracy": 50.0,
         "majority_accuracy": 50.0,
+        "better_than_majority": False,
+        "tf_idf_accuracy": 75.0,
     }
-    assert answer_counts.line(found) == "answers: a 2, b 2, c 0; majority 50.0 %"
+    assert answer_counts.line(found) == (
+        "answers: a 2, b 2, c 0; right 50.0 %, majority 50.0 %, "
+        "TF-IDF and logistic regression 75.0 %"
+    )
+    assert "2 / 2 / 0; no better than the majority (50.0 %)" in answer_counts.cell(
+        found
+    )
+    better = answer_counts.summary(list("abcc"), list("abcc"), LABELS)
+    assert better["better_than_majority"] and answer_counts.cell(better) == "1 / 1 / 2"
+    assert "TF-IDF" not in answer_counts.line(better)

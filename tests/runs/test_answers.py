@@ -85,7 +85,7 @@ def test_without_labels_answers_are_decoded(infer, prompts, capsys, tmp_path):
     assert row["prompt"] == "next" and isinstance(row["answer"], str)
 
 
-def test_rows_of_many_prompts(infer, prompts, capsys, tmp_path):
+def test_rows_of_many_prompts(infer, prompts, tiny_checkpoint, capsys, tmp_path):
     rows = [
         {"prompt": "mood", "text": "fine", "id": 7},
         {"prompt": "next", "first": "a", "second": "b", "labels": ["yes", "no"]},
@@ -125,6 +125,21 @@ def test_rows_of_many_prompts(infer, prompts, capsys, tmp_path):
         assert infer(*refused) == 2
         assert "which is read" in capsys.readouterr().err
         assert path.read_bytes() == before
+    # Nor over the prompts, or over what the model is read from.
+    weights = tiny_checkpoint / "model.safetensors"
+    for output in (
+        prompts / "mood.safetensors",
+        weights,
+        weights.with_name("spiece.model"),
+    ):
+        before = output.read_bytes()
+        for given in (
+            words[:2],
+            (f"--gin.PROMPT_FILE={prompts / 'mood.safetensors'}", "x"),
+        ):
+            assert infer(*given, f"--gin.OUTPUT_FILE={output}") == 2
+            assert "which is read" in capsys.readouterr().err
+        assert output.read_bytes() == before
     # The same command with the rows put right.
     path.write_text(json.dumps(rows[0]) + "\n")
     assert infer(*words) == 0

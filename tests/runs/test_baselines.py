@@ -23,6 +23,14 @@ def test_tf_idf_learns_a_word():
     assert right.all()
 
 
+def test_tf_idf_where_there_is_nothing_to_fit():
+    known = (["a fine film", "fine story", "a dull film"], ["good", "good", "bad"])
+    asked = (["fine", "dull"], ["good", "good"])
+    assert baselines.tf_idf_accuracy(known, asked) == 50.0
+    assert baselines.tf_idf_accuracy((known[0], ["good"] * 3), asked) is None
+    assert baselines.tf_idf_accuracy((["?", "!"], ["good", "bad"]), asked) is None
+
+
 def test_interval_of_equal_answers_is_zero():
     answers = np.array([True, False, True])
     assert baselines.margin_interval(answers, answers) == (0.0, 0.0)

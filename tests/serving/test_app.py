@@ -82,9 +82,12 @@ def test_a_bad_row_is_its_own_error(client):
 @pytest.mark.parametrize(
     ("body", "status", "part"),
     [
-        (b'{"prompt": "first", ', 400, "not JSON (character"),
+        (b'{"prompt": "first", ', 400, "(character 20)"),
         (b'{"prompt": "\xff"}', 400, "not UTF-8 (byte 12)"),
-        (b"[1, 2]", 400, "must be an object"),
+        (b"[1, 2]", 400, "the body is no JSON object"),
+        (b'{"text": NaN}', 400, "NaN is no value of JSON"),
+        (b'{"text": 1e999}', 400, "too large"),
+        (b'{"text": "a", "text": "b"}', 400, "two values called 'text'"),
         (b"[" * 10_000, 400, "not JSON"),
         (b'{"rows": 3}', 400, "must be a list"),
         (b'{"rows": [1,2,3,4,5,6,7,8,9]}', 400, "at most 8"),
@@ -193,6 +196,43 @@ def test_the_end_is_announced(serving):
         client.batcher.close()
         assert client.get("/healthz").status_code == 503
         assert post(client, {"prompt": "first", "text": "x"}).status_code == 503
+
+
+def test_the_interface_describes_itself(serving, engine):
+    """Every route, with examples that are answered, and a page that fetches nothing."""
+    with serving(token="secret") as client:
+        schema = client.get("/openapi.json").json()
+        page = client.get("/docs")
+        bearer = {"Authorization": "Bearer secret"}
+        for prompt in client.get("/v1/prompts", headers=bearer).json()["prompts"]:
+            assert set(prompt) == set(_example(schema, "/v1/prompts", "get", "200"))
+    assert set(schema["paths"]) == {
+        "/healthz",
+        "/metrics",
+        "/v1/predict",
+        "/v1/prompts",
+        "/v1/prompts/{name}",
+    }
+    assert set(schema["paths"]["/v1/prompts/{name}"]) == {"put", "delete"}
+    body = schema["paths"]["/v1/predict"]["post"]["requestBody"]
+    examples = body["content"]["application/json"]["examples"]
+    row = {**examples["a row"]["value"], "prompt": "first"}
+    assert set(engine.answer([row])[0]) == set(
+        _example(schema, "/v1/predict", "post", "200")
+    )
+    assert (
+        page.status_code == 200
+        and "script-src" in page.headers["content-security-policy"]
+    )
+    assert "POST /v1/predict" in page.text and "a fine film" in page.text
+    assert "<script" not in page.text and "http" not in page.text.partition("<h2>")[0]
+
+
+def _example(schema, path, method, status):
+    content = schema["paths"][path][method]["responses"][status]["content"]
+    (first, *_) = content["application/json"]["examples"].values()
+    value = first["value"]
+    return value["prompts"][0] if "prompts" in value else value
 
 
 def test_metrics_count(client):

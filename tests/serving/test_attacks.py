@@ -242,6 +242,17 @@ def test_the_prompts_of_the_faults(shared, source):
         assert "\n" not in str(caught.value)
 
 
+def test_the_labels_of_the_faults(shared, serving):
+    body = (shared / "faults" / "label_bomb.json").read_bytes()
+    with serving(limits=limits.Limits()) as roomy:
+        row = json.loads(body)
+        row = {**row, "prompt": "first"}
+        at = time.monotonic()
+        assert refused(post(roomy, row), "500 characters")
+        assert time.monotonic() - at < 5
+        assert post(roomy, ROW).status_code == 200
+
+
 def _facts(source):
     return {"base_model": source.identity, "vocabulary": "mini"}
 

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -96,7 +97,8 @@ def work(report_folder: str, *commands: str) -> None:
         path = folder / f"seen-{jax.process_index()}.json"
         path.write_text(json.dumps(look_around(folder)))
     for command in commands:
-        assert cli.main(json.loads(command)) == 0
+        if code := cli.main(json.loads(command)):
+            sys.exit(code)
 
 
 # What the tests do with them.
@@ -112,9 +114,16 @@ def together(
 
 
 def ended(
-    count: int, devices: int, folder: pathlib.Path, *commands: list[str]
+    count: int,
+    devices: int,
+    folder: pathlib.Path,
+    *commands: list[str],
+    meanwhile: Callable[[list[subprocess.Popen]], None] = lambda running: None,
 ) -> tuple[list[str], list[int]]:
-    """What each process printed, and its exit code."""
+    """What each process printed, and its exit code.
+
+    ``meanwhile`` is called with the processes until all have ended.
+    """
     folder.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -147,6 +156,7 @@ def ended(
             if any(process.returncode for process in running):
                 # One that fails must not leave the others waiting for it.
                 end = min(end, time.monotonic() + PROMPTLY)
+            meanwhile(running)
             time.sleep(0.1)
     finally:
         for process in running:
@@ -366,6 +376,39 @@ def test_one_process_goes_on_where_two_stopped(pair, alone, arguments, tmp_path)
         report.read_metrics(tmp_path / "run"), report.read_metrics(alone / "run")
     )
     assert names(tmp_path / "run") == names(alone / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "whose", "code"), [(signal.SIGTERM, 1, 143), (signal.SIGINT, 0, 130)]
+)
+def test_a_signal_to_one_process_saves_all(number, whose, code, arguments, tmp_path):
+    """They stop together between two steps, and the run goes on from there."""
+    rare = ["--gin.EVAL_PERIOD=9000", "--gin.CHECKPOINT_PERIOD=9000"]
+    rare += ["--gin.ALLOW_CHANGES=True"]
+    run, sent = tmp_path / "run", []
+
+    def signals(running):
+        records = run / "metrics.jsonl"
+        if not sent and records.exists() and len(records.read_text().split("\n")) > 5:
+            sent.append(number)
+            running[whose].send_signal(number)
+
+    words = arguments("train", MODEL_DIR=run, TRAIN_STEPS=9000) + rare
+    texts, codes = ended(2, 1, tmp_path, words, meanwhile=signals)
+    assert codes == [code, code], texts
+    (step,) = re.findall(rf"stopped by {number.name} at step (\d+)", texts[0])
+    trained = [r for r in report.read_metrics(run) if r["split"] == "train"]
+    assert [str(r["step"]) for r in trained[-1:]] == [step]
+    last = int(step) + 2
+    for folder in (run, tmp_path / "alone"):
+        words = arguments("train", MODEL_DIR=folder, TRAIN_STEPS=last) + rare
+        assert cli.main(words) == 0
+    found, expected = (
+        [r for r in report.read_metrics(folder) if r["split"] == "train"]
+        for folder in (run, tmp_path / "alone")
+    )
+    same_records(found, expected)
 
 
 def test_the_first_process_alone_writes_and_prints(pair):

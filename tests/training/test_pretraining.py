@@ -215,6 +215,49 @@ def test_a_packed_batch_has_the_loss_of_its_rows_alone(tiny_model, tiny_params):
     )
 
 
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.full(5000, -3, np.int16), "has ids down to -3"),
+        (np.full(5000, 3.0), r"holds float64 of shape \(5000,\)"),
+        (np.full((50, 100), 3), r"of shape \(50, 100\): token ids are one row"),
+        (np.ones(5000, bool), "holds bool"),
+        (np.zeros(0, np.uint16), "holds no token ids"),
+        (np.full(5000, VOCAB), "has ids up to 256 but the model only 256"),
+        (None, "is no array of numbers"),
+    ],
+)
+def test_what_is_no_row_of_ids_is_refused(ids, message, labelled, tmp_path):
+    options = {"vocab_size": VOCAB, "batch_size": 4, "task_weights": {"a": 1}}
+    if ids is None:
+        (tmp_path / "text.npy").write_bytes(b"\x93NUMPY and no more")
+    else:
+        np.save(tmp_path / "text.npy", ids)
+    with pytest.raises(UserError, match=message) as caught:
+        pretraining.load(tmp_path, **options)
+    assert "\n" not in str(caught.value)
+    # And where labelled examples hold it.
+    if ids is not None:
+        np.save(tmp_path / "text.npy", TEXT)
+        arrays = dataclasses.asdict(labelled)
+        np.savez(tmp_path / "labelled.npz", **{**arrays, "targets": ids})
+        with pytest.raises(UserError, match=message):
+            pretraining.load(tmp_path, **options)
+
+
+def test_offsets_that_cut_nothing_are_refused(labelled, tmp_path):
+    np.save(tmp_path / "text.npy", TEXT)
+    for wrong in (
+        labelled.input_offsets[::-1],
+        labelled.input_offsets[:-1],
+        [0.0, 1.0],
+    ):
+        arrays = {**dataclasses.asdict(labelled), "input_offsets": np.array(wrong)}
+        np.savez(tmp_path / "labelled.npz", **arrays)
+        with pytest.raises(UserError, match="input_offsets of .* must rise from 0"):
+            pretraining.load(tmp_path, vocab_size=VOCAB, batch_size=4)
+
+
 def test_labelled_examples_are_read_from_a_file(labelled, tmp_path):
     arrays = dataclasses.asdict(labelled)
     np.savez(tmp_path / "all.npz", **arrays)
