@@ -24,7 +24,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.network import quantization
 from prompt_tuning.network.prompts import PROMPT_LEAVES
 from prompt_tuning.network.transformer import T5Config
-from prompt_tuning.types import Params
+from prompt_tuning.types import Params, Shape
 
 READERS = 4
 TILE = 64
@@ -107,6 +107,23 @@ def load_params(
             for name, array in arrays.items():
                 loaded[name] = _place(array, place.get(name))
     return trees.unflatten(loaded)
+
+
+def stacked_shapes(source: Source) -> dict[str, Shape]:
+    """The shapes of a model's leaves under our names."""
+    shapes = {}
+    for name, parts in layout.groups(source.specs).items():
+        shape = tuple(source.specs[parts[0]].shape)
+        shapes[name] = shape if parts == [name] else (len(parts), *shape)
+    return shapes
+
+
+def fingerprint(source: Source) -> str:
+    """What `load_params` makes of a model's weights, which are read for it."""
+    digest, groups = trees.Digest(), layout.groups(source.specs)
+    for name, shape in sorted(stacked_shapes(source).items()):
+        digest.add(name, HASHED, shape, map(source.read, groups[name]))
+    return digest.hexdigest()
 
 
 def check_sizes(source: Source, config: T5Config) -> None:

@@ -5,7 +5,7 @@ import os
 import pathlib
 
 from prompt_tuning import files, report
-from prompt_tuning.checkpoints import base_models, formats, prompt_formats
+from prompt_tuning.checkpoints import base_models, formats, merging, prompt_formats
 from prompt_tuning.data import vocabularies
 from prompt_tuning.errors import UserError
 
@@ -19,6 +19,7 @@ def convert(
     to: str,
     dtype: str | None = None,
     vocabulary: str | None = None,
+    adapter: str | None = None,
 ) -> None:
     """Writes a model or a prompt again in another format, to the last bit.
 
@@ -34,6 +35,7 @@ def convert(
       dtype: of a model, 'float32' or 'bfloat16'; None keeps what it has.
       vocabulary: SentencePiece model to put beside a model; by default the one that
         lies beside it already.
+      adapter: of a model, an adapter of LoRA or IA3 to merge into its weights.
 
     Raises:
       UserError: ``path`` is of no known format, or ``to`` is none for what it holds,
@@ -55,8 +57,10 @@ def convert(
                 f"{path} is a prompt, which --to {to} cannot hold; choose one of "
                 f"{', '.join(prompt_formats.FORMATS)}"
             )
-        if dtype is not None or vocabulary is not None:
-            raise UserError("--dtype and --vocabulary are for models, not for prompts")
+        if any(option is not None for option in (dtype, vocabulary, adapter)):
+            raise UserError(
+                "--dtype, --vocabulary and --adapter are for models, not for prompts"
+            )
         array, card = prompt_formats.load(path)
         for note in card.get("notes", ()):
             report.say(note)
@@ -69,6 +73,8 @@ def convert(
             f"{path} is a model, which --to {to} cannot hold; choose one of "
             f"{', '.join(formats.FORMATS)}"
         )
+    if adapter is not None:
+        source = merging.merge(source, adapter)
     if source.prompts and to != "t5x":
         report.say(
             f"left out: {', '.join(source.prompts)}; --to npy or --to peft takes it"
