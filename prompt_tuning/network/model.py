@@ -2,6 +2,7 @@
 """The tuned model: loss, scores and predictions as pure functions of parameters."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -70,17 +71,12 @@ class Model:
 
     def init(self, key: Array) -> Params:
         """Random parameters, float32, without partitioning metadata."""
-        return nn.meta.unbox(self._init(key))
+        return nn.meta.unbox(_init(self.network, key))
 
     def abstract_params(self) -> Params:
         """Shapes of the parameters in boxes that carry their logical axes."""
-        return jax.eval_shape(self._init, jax.random.key(0))
-
-    def _init(self, key: Array) -> Params:
-        tokens = jnp.ones((1, 2), jnp.int32)
-        return self.network.init(key, tokens, tokens, tokens, enable_dropout=False)[
-            "params"
-        ]
+        # Dicts of the caller's own: what is kept is nobody's to change.
+        return jax.tree.map(lambda shape: shape, _abstract_params(self.network))
 
     def logits(
         self, params: Params, batch: Batch, dropout_rng: Array | None = None
@@ -331,3 +327,13 @@ class Model:
         return decoding.decode(
             strategy, tokens_to_logits, empty["cache"], forced, rng, constraint
         )
+
+
+def _init(network: Transformer, key: Array) -> Params:
+    tokens = jnp.ones((1, 2), jnp.int32)
+    return network.init(key, tokens, tokens, tokens, enable_dropout=False)["params"]
+
+
+@functools.lru_cache(maxsize=8)
+def _abstract_params(network: Transformer) -> Params:
+    return jax.eval_shape(functools.partial(_init, network), jax.random.key(0))
