@@ -109,8 +109,9 @@ class Progress:
         self.state = TrainState.create(
             own, optimizer(here), jax.random.clone(self._key)
         )
-        if processes.count() > 1:
-            # An array on one process's device can neither be saved nor meet the others'.
+        if self._mesh is not None:
+            # Where a step leaves it: on one device the first step would be compiled for
+            # itself alone, and could neither be saved by nor meet other processes.
             self.state = sharding.replicate(self.state, self._mesh)
 
     def _resume(self, step: int) -> None:
@@ -152,9 +153,9 @@ class Progress:
     def places(self) -> tuple[TrainState, PyTree | None]:
         """The state as shapes, and where it stays.
 
-        One process leaves the latter to the compiler.
+        Without a mesh there is one place.
         """
-        if processes.count() == 1:
+        if self._mesh is None:
             return jax.eval_shape(lambda: self.state), None
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from prompt_tuning import report, trees
+from prompt_tuning.devices import sharding
+from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import registry
 from prompt_tuning.network.model import Model
@@ -52,6 +54,40 @@ def run(prompted, schedule, model_dir=None, evaluate=None, rate=0.3):
         model_dir=model_dir,
         quiet=True,
     )["task"]
+
+
+def test_the_step_is_traced_once_on_many_devices(prompted):
+    """What a step leaves is of the types that the first one was compiled for."""
+    model, params, batches = prompted
+    partitioner = Partitioner()
+    assert partitioner.mesh.size == 8
+    tuned, frozen = registry.split(params, registry.rules_of("prompt_tuning"))
+    frozen = sharding.replicate(frozen, partitioner.mesh)
+    tx = optimizers.adafactor(0.3, multiply_by_parameter_scale=False)
+    traced = []
+
+    def materialize(leaves, frozen):
+        traced.append(leaves)
+        return leaves
+
+    def rows_of_eight(start):
+        for batch in batches(start):
+            yield {key: np.resize(x, (8, *x.shape[1:])) for key, x in batch.items()}
+
+    member = Member("task", tuned, tx, rows_of_eight, materialize=materialize)
+    counts = []
+    for steps in (1, 3):
+        loop.fit(
+            model,
+            frozen,
+            [member],
+            Schedule(steps),
+            key=jax.random.key(1),
+            partitioner=partitioner,
+            quiet=True,
+        )
+        counts.append(len(traced))
+    assert counts[0] > 0 and counts[1] == 2 * counts[0]
 
 
 def falling_norm(tuned, frozen):
