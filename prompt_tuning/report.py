@@ -109,6 +109,16 @@ def mean_per_token(metrics: Sequence[Mapping[str, np.ndarray]], name: str) -> fl
     return float(sum(m[name] for m in metrics)) / tokens
 
 
+def scalars(record: Mapping[str, Any]) -> dict[str, float]:
+    """A record's values by the names that they have in TensorBoard and other trackers."""
+    whose = record.get("member", "")
+    return {
+        "/".join(filter(None, (record["split"], name, whose))): value
+        for name, value in record.items()
+        if name not in ("split", "step", "member")
+    }
+
+
 class Log:
     """Writes the records of a run; a context manager that owns the progress bar.
 
@@ -125,8 +135,13 @@ class Log:
         members: Sequence[str],
         *,
         quiet: bool,
+        also: Callable[[Mapping[str, Any]], None] | None = None,
     ):
-        """Goes on from step ``first`` of ``steps``; ``members`` are those of the run."""
+        """Goes on from step ``first`` of ``steps``; ``members`` are those of the run.
+
+        ``also`` is called with each record once it is written.
+        """
+        self._also = also
         self._several = len(members) > 1
         self._path = None
         self._events = None
@@ -232,12 +247,13 @@ class Log:
         shown = {k: float(v) for k, v in values.items() if k not in _NOT_SHOWN}
         self._shown.setdefault((split, member), {}).update(shown)
         self._bar.update(self._task, completed=step, description=self._description())
-        if self._path is not None:
+        if self._path is not None and self._events is not None:
             with self._path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
-            for name, value in values.items():
-                tag = "/".join(filter(None, (split, name, member)))
-                self._events.add_scalar(tag, value, step)
+            for name, value in scalars(record).items():
+                self._events.add_scalar(name, value, step)
+        if self._also is not None:
+            self._also(record)
 
     def _description(self) -> str:
         """The newest values that fit; of several members their means."""

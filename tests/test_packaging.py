@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -51,19 +52,20 @@ def find_folders(python, cwd: pathlib.Path, **environment: str) -> list[str]:
 def copy_sources(to: pathlib.Path) -> pathlib.Path:
     """The files that packaging reads, so that builds leave nothing in the checkout."""
     skip = shutil.ignore_patterns("__pycache__", "*.pyc")
-    for name in ("prompt_tuning", "configs", "tasks"):
+    for name in ("prompt_tuning", "configs", "tasks", "docs"):
         shutil.copytree(ROOT / name, to / name, ignore=skip)
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, to / name)
     return to
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> pathlib.Path:
-    """A wheel built from a copy of the sources, with the setuptools at hand."""
+    """A wheel, built from a source distribution that lies beside it."""
     folder = tmp_path_factory.mktemp("wheel")
     sources = copy_sources(folder / "sources")
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
+    # With the setuptools at hand.
+    build = [sys.executable, "-m", "build", "--no-isolation"]
     run(*build, "--outdir", folder, cwd=sources)
     (path,) = folder.glob("*.whl")
     return path
@@ -90,6 +92,13 @@ def test_wheel_holds_everything_below_one_name(wheel):
         expected |= {f"prompt_tuning/{folder}/{name}" for name in inside}
     assert {name for name in names if name.startswith("prompt_tuning/")} == expected
     assert f"{info}/licenses/LICENSE" in names
+
+
+def test_the_source_distribution_holds_the_documentation(wheel):
+    (path,) = wheel.parent.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {f"docs/{name}" for name in files_below(ROOT / "docs")} <= names
 
 
 def test_an_installed_wheel_runs_from_anywhere(wheel, tmp_path):
@@ -134,6 +143,8 @@ def test_metadata_of_this_installation():
         "demo",
         "serve",
         "hub",
+        "mlflow",
+        "wandb",
         "parity",
         "docs",
         "dev",

@@ -70,7 +70,7 @@ class Predictor:
         room = max(1, sum(len(prompt.array) for prompt in found))
         store = PromptStore(base, room, force=force)
         for prompt in found:
-            store.add(prompt.name, prompt.array, prompt.card)
+            store.add(prompt.name, prompt.array, prompt.card, slots=prompt.slots)
         self.names = [prompt.name for prompt in found]
         self._combine = combine
         self._engine = Engine(

@@ -47,15 +47,15 @@ def of(name: str, card: Mapping[str, Any], *, peft: bool) -> str:
     # JSON is YAML, whatever characters a name holds.
     lines = [f"{key}: {json.dumps(value)}" for key, value in metadata.items()]
     names = {"base": json.dumps(base_name), "name": json.dumps(name)}
+    task = _plain(card.get("task") or name)
     with_peft = f"\nWith PEFT:\n{_PEFT.format(**names)}" if peft else ""
     return f"""---
 {chr(10).join(lines)}
 ---
 
-# A soft prompt for {_plain(card.get("task") or name)}
+# {"A soft prompt" if card.get("length") else "An adapter"} for {task}
 
-{card.get("length")} tuned vectors of width {card.get("width")}, to be put beside the
-frozen {_plain(base_name)}.
+{_what(card)} the frozen {_plain(base_name)}.
 
 | | |
 |---|---|
@@ -63,6 +63,15 @@ frozen {_plain(base_name)}.
 
 ## Use
 {_USE.format(**names, row=_row(card))}{with_peft}"""
+
+
+def _what(card: Mapping[str, Any]) -> str:
+    """What the file holds, up to the name of the model."""
+    method = f"By {_plain(card['method'])}: " if card.get("method") else ""
+    if not card.get("length"):
+        return f"{method}numbers that are put into the layers of"
+    size = f"{card.get('length')} tuned vectors of width {card.get('width')}"
+    return f"{method}{size}, to be put beside"
 
 
 def _table(card: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:

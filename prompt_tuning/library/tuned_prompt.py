@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tuned prompt in memory: from a run, a file or the hub, and to them."""
+"""A tuned prompt or adapter in memory: from a run, a file or the hub, and to them."""
 
 import dataclasses
 import os
@@ -11,33 +11,41 @@ from typing import Any
 import numpy as np
 
 from prompt_tuning import files, report
-from prompt_tuning.checkpoints import hub, prompt_formats
+from prompt_tuning.checkpoints import (
+    adapter_file,
+    hub,
+    prompt_file,
+    prompt_formats,
+)
 from prompt_tuning.checkpoints.keys import peft as peft_keys
-from prompt_tuning.checkpoints.prompt_file import FILE
+from prompt_tuning.checkpoints.prompt_formats import Saved
 from prompt_tuning.errors import UserError
-from prompt_tuning.inference.store import name_of
+from prompt_tuning.inference.store import RUN_FILES, name_of
 from prompt_tuning.library import readme
+from prompt_tuning.network.adapters import Slot
 
 # The files of a prompt on the hub: PEFT's layout or, where that has no place for the
 # prompt, our own file.
 README = "README.md"
-HUB_FILES = (FILE, peft_keys.CONFIG_FILE, peft_keys.TENSOR_FILE)
+HUB_FILES = (*RUN_FILES, peft_keys.CONFIG_FILE, peft_keys.TENSOR_FILE)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TunedPrompt:
-    """A soft prompt and the card that says what it is for.
+    """A soft prompt, or an adapter, and the card that says what it is for.
 
     Attributes:
       name: what rows call it.
-      array: ``[P, H]`` float32.
+      array: ``[P, H]`` float32; P is 0 for an adapter without a prompt.
       card: method, labels, template, vocabulary, base model, metric and more (see
         `prompt_file.save_prompt`).
+      slots: what an adapter puts into the model's layers, by site.
     """
 
     name: str
     array: np.ndarray
     card: Mapping[str, Any]
+    slots: Mapping[str, Slot] = dataclasses.field(default_factory=dict)
 
     def save(self, path: files.Path, format: str = "native") -> pathlib.Path:
         """Writes it as a file or, for PEFT, as a folder.
@@ -47,9 +55,18 @@ class TunedPrompt:
           format: one of `prompt_formats.FORMATS`, 'peft' among them.
 
         Raises:
-          UserError: see `prompt_formats.save`.
+          UserError: see `prompt_formats.save`; the format has no place for an adapter.
         """
-        prompt_formats.save(path, self.array, self.card, format)
+        if not self.slots:
+            prompt_formats.save(path, self.array, self.card, format)
+        elif format == "native":
+            saved = Saved(self.array, self.card, self.slots)
+            prompt_formats.save_own(path, saved)
+        else:
+            raise UserError(
+                f"{self.name} holds an adapter, which changes the model's layers; the "
+                f"format {format!r} is for prompts: leave it out"
+            )
         return pathlib.Path(path)
 
     def push_to_hub(
@@ -90,10 +107,15 @@ class TunedPrompt:
                 self.save(folder, "peft")
             except UserError:
                 # PEFT has no place for it; whatever else is wrong shows here, too.
-                self.save(folder / FILE)
+                self.save(folder / self._file)
             contents = {path.name: path.read_bytes() for path in folder.iterdir()}
-        text = readme.of(name, self.card, peft=FILE not in contents)
+        text = readme.of(name, self.card, peft=self._file not in contents)
         return {**contents, README: text.encode()}
+
+    @property
+    def _file(self) -> str:
+        """What a run calls its own file of it."""
+        return adapter_file.FILE if self.slots else prompt_file.FILE
 
     def __repr__(self) -> str:
         length, width = self.array.shape
@@ -101,7 +123,10 @@ class TunedPrompt:
         answers = f"labels {', '.join(labels)}" if labels else "free text"
         metrics = (self.card.get("metric") or {}).items()
         shown = "".join(f", {k} {v:.4g}" for k, v in metrics if v is not None)
-        return f"TunedPrompt({self.name!r}, {length} x {width}, {answers}{shown})"
+        size = f"{length} x {width}"
+        if self.slots:
+            size = f"{self.card.get('method', 'adapter')} at {len(self.slots)} sites"
+        return f"TunedPrompt({self.name!r}, {size}, {answers}{shown})"
 
 
 def load_prompt(path: files.Path, revision: str | None = None) -> TunedPrompt:
@@ -121,8 +146,11 @@ def load_prompt(path: files.Path, revision: str | None = None) -> TunedPrompt:
         where = os.fspath(hub.download(where, HUB_FILES, "prompt", revision))
     elif revision is not None:
         raise UserError(f"{where} is no name of the hub: leave 'revision' out")
-    inside = os.path.join(where, FILE)
-    array, card = prompt_formats.load(inside if os.path.isfile(inside) else where)
+    for file in RUN_FILES:
+        if os.path.isfile(inside := os.path.join(where, file)):
+            where = inside
+            break
+    array, card, slots = prompt_formats.load_with_slots(where)
     for note in card.get("notes", ()):
         report.say(note)
-    return TunedPrompt(name, array, card)
+    return TunedPrompt(name, array, card, slots)

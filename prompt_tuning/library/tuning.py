@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``tune``: a soft prompt from examples in memory, by the loop of the command line."""
+"""``tune``: a prompt or adapter from examples in memory, by the command line's loop."""
 
 import dataclasses
 import functools
 import math
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optax
@@ -29,17 +29,21 @@ from prompt_tuning.library.memory_task import (
     MemoryTask,
 )
 from prompt_tuning.library.tuned_prompt import TunedPrompt
-from prompt_tuning.runs import identity, member_specs
+from prompt_tuning.methods import registry
+from prompt_tuning.methods.method import Method
+from prompt_tuning.runs import identity
 from prompt_tuning.runs import tune as runs
 from prompt_tuning.runs.settings import Base, Settings, Tuning
 from prompt_tuning.training import optimizers
 from prompt_tuning.training.prompt_starts import PromptInit
 from prompt_tuning.training.schedule import Schedule
+from prompt_tuning.training.trackers import Given
 
-METHOD = "prompt_tuning"
 # What is tried where nobody chose a learning rate, and for which share of the steps.
 # The paper's is 0.3, for rows of norm near 300; smaller rows want a smaller one.
 RATES = (0.03, 0.1, 0.3, 1.0)
+# Of methods whose leaves are no rows of the model's scale.
+SMALL_RATES = (0.001, 0.003, 0.01, 0.03)
 SWEEP_SHARE, LEAST_SWEEP_STEPS = 10, 20
 SWEEP_FOLDER = "learning_rates"
 # What each of several prompts may set for itself.
@@ -48,6 +52,7 @@ OWN_VALUES = (
     "seed",
     "learning_rate",
     "batch_size",
+    "method",
     "prompt_length",
     "prompt_init",
     "placement",
@@ -128,6 +133,7 @@ def tune(
     template: str | None = None,
     target_column: str = "label",
     name: str = "prompt",
+    method: Method | str = "prompt_tuning",
     length: int = 20,
     init: PromptInit | str | None = None,
     placement: str = "prepend",
@@ -143,9 +149,10 @@ def tune(
     input_length: int | None = None,
     folder: files.Path | None = None,
     allow_changes: bool = False,
+    trackers: Sequence[Given] = (),
     quiet: bool = False,
 ) -> Run:
-    """Tunes a soft prompt, or several, on a frozen model.
+    """Tunes a soft prompt, an adapter, or several of them, on a frozen model.
 
     Args:
       base: what `load` gave.
@@ -158,15 +165,17 @@ def tune(
       template: the inputs, ``{column}`` standing for a value; by default ``{text}``.
       target_column: of dicts, frames and data sets, the column of the answer.
       name: what the prompt is called.
-      length: positions of the prompt.
-      init: how it starts (see `prompt_starts.named`); by default at the labels, or at
-        common pieces where there are none.
+      method: what is tuned: the kind of a method, such as 'lora' or 'p_tuning', or one
+        with options of its own, such as ``LoRA(rank=4)``.
+      length: positions of the prompt, of methods that have one.
+      init: how it starts (see `prompt_starts.named`), where the method starts from rows;
+        by default at the labels, or at common pieces where there are none.
       placement: 'prepend', 'append' or 'after_bos', unless the template places it.
       steps: length of training.
       batch_size: rows of a batch.
-      learning_rate: of Adafactor, constant. None tries `RATES` and a list its own values
-        side by side for a tenth of the steps, and takes the one with the highest
-        likelihood of the right answers.
+      learning_rate: of Adafactor, constant. None tries `RATES` (or `SMALL_RATES`) and a
+        list its own values side by side for a tenth of the steps, and takes the one with
+        the highest likelihood of the right answers.
       seed: of the start and the order of examples.
       prompts: several prompts to tune side by side, each a dict of what is its own
         (`OWN_VALUES`); a list of values stands for a prompt of each.
@@ -180,6 +189,8 @@ def tune(
       input_length: text tokens that inputs are cut to; by default nothing is cut.
       folder: keeps checkpoints and records, so that the same call resumes.
       allow_changes: resume a run of the folder although it differs from this one.
+      trackers: where records go as well: 'mlflow', 'wandb', or objects such as the
+        writers of ``clu.metric_writers`` (see `training.trackers`).
       quiet: no progress bar.
 
     Raises:
@@ -211,12 +222,25 @@ def tune(
     data = MemoryData(
         task=task, eval_split=VALIDATION if validation is not None else None
     )
-    if init is None:
+    method, own_values = _method(method), _own_values(prompts)
+    own_starts = [
+        each.kind
+        for each in _methods(method, own_values)
+        if not (each.has_prompt and each.uses_rows)
+    ]
+    length = _whole(length, "length", most=cards.LARGEST)
+    if init is not None and own_starts:
+        raise UserError(
+            f"init={init!r} is for prompts that start from rows, and {own_starts[0]} has "
+            "a start of its own: leave init out"
+        )
+    if init is None and not own_starts:
         init = "class_labels" if names and len(names) <= length else "sampled_vocab"
+    rates = _rates(learning_rate, SMALL_RATES if own_starts else RATES)
     tuning = functools.partial(
         Tuning,
-        method=METHOD,
-        prompt_length=_whole(length, "length", most=cards.LARGEST),
+        method=method,
+        prompt_length=length,
         prompt_init=init,
         placement=placement,
     )
@@ -228,12 +252,13 @@ def tune(
             activation_dtype=str(base.config.dtype),
         ),
         data=data,
-        tuning=tuning(optimizer=optimizer_at(RATES[0])),
+        tuning=tuning(optimizer=optimizer_at(rates[0])),
         schedule=Schedule(steps, eval_period, patience=patience),
         batch_size=_whole(batch_size, "batch_size"),
         seed=_whole(seed, "seed", 0, 2**32 - 1),
-        prompts=_own_values(prompts),
+        prompts=own_values,
         optimizer_at=optimizer_at,
+        trackers=trackers,
     )
     if base.partitioner is not None:
         settings = dataclasses.replace(settings, partitioner=base.partitioner)
@@ -241,7 +266,6 @@ def tune(
     if folder is None:
         temporary = tempfile.TemporaryDirectory(prefix="prompt_tuning_")
     place = pathlib.Path(temporary.name if temporary is not None else folder or "")
-    rates = _rates(learning_rate)
     own_rates = prompts is not None and all("learning_rate" in each for each in prompts)
     rate = rates[0]
     if len(rates) > 1 and not own_rates:
@@ -264,8 +288,8 @@ def tune(
         results = runs.report_on(loaded, found, loaded.facts)
     facts = loaded.facts | {k: results[k] for k in ("changes",) if k in results}
     tuned = {
-        own: TunedPrompt(name if own == member_specs.PROMPT else own, array, card)
-        for own, (array, card, _) in runs.saved(loaded, found, facts).items()
+        own: TunedPrompt(name if prompts is None else own, *saved)
+        for own, saved in runs.saved(loaded, found, facts).items()
     }
     ranked = [row["name"] for row in results["members"] if row["name"] in tuned]
     return Run(
@@ -320,6 +344,7 @@ def choose_rate(
         data=dataclasses.replace(settings.data, by_likelihood=True),
         schedule=Schedule(steps, 0, 0, checkpoint_seconds=0),
         prompts=[{"learning_rate": list(rates)}],
+        trackers=(),
     )
     loaded = runs.load(runs.plan(trial), base)
     if folder is not None:
@@ -338,10 +363,10 @@ def choose_rate(
     return rate
 
 
-def _rates(given: Any) -> tuple[float, ...]:
+def _rates(given: Any, usual: tuple[float, ...]) -> tuple[float, ...]:
     """The learning rates to choose from."""
     if given is None:
-        return RATES
+        return usual
     values = given if isinstance(given, Sequence) else [given]
     for value in values:
         if (
@@ -356,6 +381,37 @@ def _rates(given: Any) -> tuple[float, ...]:
     if not values or len(set(values)) < len(values):
         raise UserError(f"learning_rate={given!r} must list different rates")
     return tuple(values)
+
+
+def _method(given: Any) -> Method:
+    """A method by its kind or as it is.
+
+    Raises:
+      UserError: it is none, or one whose result is a whole model.
+    """
+    if not isinstance(given, Method | str):
+        raise UserError(
+            f"method={given!r} must be the kind of a method, e.g. 'lora', or a method "
+            "with its options, e.g. LoRA(rank=4)"
+        )
+    method = registry.named(given)
+    if method.result == "model":
+        raise UserError(
+            f"method={given!r} tunes the model itself, which is no prompt: `prompt-tuning "
+            "train --gin_file=methods/model_tuning.gin` does that, and pt.load takes "
+            "what it writes"
+        )
+    return method
+
+
+def _methods(common: Method, prompts: Any) -> list[Method]:
+    """All that take part: the common one, and those that prompts set for themselves."""
+    found = [common]
+    for each in prompts or ():
+        given = each.get("method", ())
+        listed = given if isinstance(given, list | tuple) else [given]
+        found += map(_method, listed)
+    return found
 
 
 def _own_values(prompts: Any) -> Any:
@@ -374,12 +430,9 @@ def _own_values(prompts: Any) -> Any:
     return prompts
 
 
-def _metric(
-    given: Any, labels: Sequence[str] | None
-) -> Callable[..., Mapping[str, float]]:
-    if callable(given):
-        return given
-    return task_metrics.by_name([given], labels)[0]
+def _metric(given: Any, labels: Sequence[str] | None) -> Metric:
+    metric: Metric = given
+    return metric if callable(given) else task_metrics.by_name([given], labels)[0]
 
 
 def _whole(value: Any, name: str, least: int = 1, most: int = 2**31 - 1) -> int:

@@ -209,6 +209,8 @@ class Settings:
         differs from this run's own (see `prompt_lists` and `member_specs.OWN_VALUES`).
       optimizer_at: makes the optimizer at another learning rate, for ``prompts`` that
         give one.
+      trackers: where records go beside the run's folder: 'mlflow', 'wandb', or objects
+        (see `training.trackers`).
     """
 
     base: Base
@@ -224,3 +226,4 @@ class Settings:
     partitioner: Partitioner = dataclasses.field(default_factory=Partitioner)
     prompts: Sequence[Mapping[str, Any]] | None = None
     optimizer_at: Callable[[float], optax.GradientTransformation] | None = None
+    trackers: Sequence[Any] = ()

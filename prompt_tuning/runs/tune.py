@@ -37,8 +37,9 @@ from prompt_tuning.runs import identity, member_specs, outcomes
 from prompt_tuning.runs.member_specs import MemberSpec
 from prompt_tuning.runs.member_tasks import MemberTasks
 from prompt_tuning.runs.settings import Settings
-from prompt_tuning.training import loop, prompt_starts
+from prompt_tuning.training import loop, prompt_starts, trackers
 from prompt_tuning.training.members import Batches, Member, Result
+from prompt_tuning.training.tracked_records import Records
 from prompt_tuning.types import Params
 
 
@@ -121,6 +122,7 @@ def plan(settings: Settings) -> Plan:
             f"EARLY_STOPPING_PATIENCE={settings.schedule.patience} waits for evaluations, "
             "and there is no split for them: leave it out, or give one"
         )
+    trackers.named(settings.trackers)
     if len(members) == 1:
         # The rows of several are filled up to what the devices share.
         partitioner.check_batch(members[0].batch_size, settings.num_microbatches)
@@ -245,6 +247,11 @@ def run(
       UserError: see `loop.fit`.
     """
     settings = loaded.plan.settings
+    records = None
+    if settings.trackers and folder is not None:
+        records = Records(
+            trackers.named(settings.trackers), folder, loaded.identity | loaded.facts
+        )
     return loop.fit(
         loaded.model,
         loaded.frozen,
@@ -254,6 +261,7 @@ def run(
         model_dir=folder,
         num_microbatches=settings.num_microbatches,
         partitioner=loaded.base.partitioner,
+        trackers=records,
         quiet=quiet,
     )
 

@@ -30,6 +30,7 @@ from prompt_tuning.training.prefetch import Pace, Prefetch
 from prompt_tuning.training.run_state import Progress, optimizer
 from prompt_tuning.training.schedule import Schedule
 from prompt_tuning.training.step import make_train_step
+from prompt_tuning.training.tracked_records import Records
 from prompt_tuning.types import Array, Batch, Params
 
 # From a batch as drawn to one on the devices.
@@ -46,6 +47,7 @@ def fit(
     model_dir: pathlib.Path | None = None,
     num_microbatches: int = 1,
     partitioner: Partitioner | None = None,
+    trackers: Records | None = None,
     quiet: bool = False,
 ) -> dict[str, Result]:
     """Tunes the leaves of all members side by side, on one copy of what is frozen.
@@ -65,6 +67,7 @@ def fit(
       model_dir: where checkpoints, logs and the plot go; None keeps nothing.
       num_microbatches: see `make_train_step`.
       partitioner: how to spread over devices; must be given to several processes.
+      trackers: take the records, too.
       quiet: no progress bar.
 
     Returns:
@@ -73,7 +76,7 @@ def fit(
 
     Raises:
       UserError: a checkpoint of another run lies in ``model_dir``, no loss is finite
-        any more, or the metric asked for does not exist.
+        any more, a tracker cannot be opened, or the metric asked for does not exist.
       Interrupted: SIGTERM or Ctrl-C came, and ``model_dir`` has what was reached.
       RuntimeError: a frozen leaf changed, which would be a defect of this library.
       ValueError: several members are not the model's.
@@ -87,7 +90,6 @@ def fit(
     frozen_bytes = trees.fingerprint(frozen)
     progress = Progress(everyone, schedule, key=key, model_dir=model_dir, mesh=mesh)
     report.parameter_counts({m.name: m.tuned for m in everyone}, frozen)
-    log = report.Log(model_dir, schedule.steps, progress.step, names, quiet=quiet)
     batches = shared_batches.Mixed(
         {m.name: m.batches(progress.step) for m in progress.active},
         bank,
@@ -101,6 +103,12 @@ def fit(
     pace = Pace()
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption(can_save=model_dir is not None))
+        if trackers is not None:
+            stack.enter_context(trackers).begin(progress.step)
+        also = None if trackers is None else trackers.send
+        log = report.Log(
+            model_dir, schedule.steps, progress.step, names, quiet=quiet, also=also
+        )
         stack.enter_context(log)
         if partitioner is not None:
             stack.enter_context(sharding.partitioned(mesh, partitioner.rules))

@@ -16,6 +16,7 @@ import prompt_tuning as pt
 from prompt_tuning import cli, files, report
 from prompt_tuning.data import vocabularies
 from prompt_tuning.library import tuning
+from prompt_tuning.methods.lora import LoRA
 
 ROOT = pathlib.Path(__file__).parents[2]
 LABELS = ["good", "bad"]
@@ -142,9 +143,10 @@ def test_what_metrics_give(base, splits):
     assert "labels good, bad)" in repr(found)
 
 
-def test_free_text(base):
+def test_free_text_by_an_adapter(base, tmp_path):
     train = [("the capital of France", "Paris"), ("the capital of Italy", "Rome")]
     small = {**SMALL, "labels": None, "steps": 2, "learning_rate": 0.3}
+    small |= {"method": "deep_prompt", "name": "capitals", "folder": tmp_path}
     seen = []
 
     def compared(targets, answers):
@@ -157,13 +159,48 @@ def test_free_text(base):
     assert found.prompt.card["labels"] is None and "accuracy" in found.metrics
     # As it was given, not as the vocabulary, which lacks two letters, would write it.
     assert seen[0] == (["~{Rome"], 1)
-    (answer,) = pt.Predictor(base, found.prompt, max_answer_length=4)(["the capital"])
+    prompt = pt.load_prompt(tmp_path)
+    assert found.prompt.name == "capitals" and prompt.card == found.prompt.card
+    (answer,) = pt.Predictor(base, prompt, max_answer_length=4)(["the capital"])
     assert set(answer) == {"input", "answer"}
+
+
+def test_every_method_saves_loads_and_answers_in_the_same_way(base, splits, tmp_path):
+    methods = ["prompt_tuning", "p_tuning", "prefix_tuning", LoRA(rank=2), "ia3"]
+    found = pt.tune(
+        base,
+        splits["train"],
+        prompts=[{"method": methods}],
+        **{**SMALL, "steps": 2, "learning_rate": 0.03},
+    )
+    assert len(found.prompts) == len(methods)
+    lora = next(p for p in found.prompts.values() if p.card["method"] == "lora(rank=2)")
+    assert "lora(rank=2) at 6 sites" in repr(lora)
+    paths = [
+        prompt.save(tmp_path / f"{number}.safetensors")
+        for number, prompt in enumerate(found.prompts.values())
+    ]
+    scores = [
+        [
+            list(row["scores"].values())
+            for answer in pt.Predictor(base, prompts)(["a fine film", "a dull film"])
+            for row in answer["answers"]
+        ]
+        for prompts in (list(found.prompts.values()), paths)
+    ]
+    np.testing.assert_array_equal(*scores)
+    with pytest.raises(pt.UserError, match="the format 'peft' is for prompts"):
+        lora.save(tmp_path / "peft", "peft")
 
 
 @pytest.mark.parametrize(
     "values, message",
     [
+        ({"method": "lorra"}, "no method is called 'lorra'; choose "),
+        ({"method": None}, "method=None must be the kind of a method"),
+        ({"method": "model_tuning"}, "tunes the model itself, which is no prompt"),
+        ({"method": "lora", "init": "random"}, "lora has a start of its own"),
+        ({"prompts": [{"method": "none"}]}, "no method is called 'none'"),
         ({"length": 0}, "length=0 must be a whole number"),
         ({"length": True}, "length=True must be a whole number"),
         ({"batch_size": 2.5}, "batch_size=2.5 must be a whole number"),
