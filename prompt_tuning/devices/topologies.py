@@ -237,6 +237,6 @@ def _described(name: str, num_chips: int) -> list[jax.Device]:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"libtpu does not describe {name} ({reason[0]}); install it with "
-            "pip install 'prompt-tuning[plan]'"
+            "pip install 'jax[tpu]'"
         ) from error
     return list(found.devices)

