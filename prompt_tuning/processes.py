@@ -190,7 +190,7 @@ def whole(array: Array | np.ndarray) -> Array | np.ndarray:
 
 def _watch() -> None:
     """Looks for failures of other processes until this one has exited in good order."""
-    client, done = distributed.global_state.client, threading.Event()
+    client, done = _client(), threading.Event()
 
     def look() -> None:
         while not done.wait(LOOK_EVERY):
@@ -229,7 +229,7 @@ def _leave(
     # while the others end is a consequence of the failure, no news.
     _leaving.acquire()
     sys.stderr.write(trace)
-    client = distributed.global_state.client
+    client = _client()
     # Another process may have failed before this one, and one may not answer any more.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         if failure is not None:
@@ -243,6 +243,14 @@ def _leave(
         time.sleep(HOLD_OPEN)
     # An orderly exit would wait for the others, and they for this one.
     os._exit(code)
+
+
+def _client() -> Any:
+    """What this process talks to the others by."""
+    client = distributed.global_state.client
+    if client is None:
+        raise RuntimeError("there is no other process to talk to")
+    return client
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:

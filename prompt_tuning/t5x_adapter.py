@@ -123,7 +123,7 @@ class Transformer(nn.Module):
         result, changed = self.wrapped.apply(
             variables, *args, method=method, rngs=rngs, mutable=mutable, **kwargs
         )
-        for name, value in changed.get("cache", {}).items():
+        for name, value in ((changed or {}).get("cache") or {}).items():
             self.put_variable("cache", name, value)
         return result
 

@@ -131,7 +131,7 @@ def load(path: files.Path) -> tuple[np.ndarray, dict[str, Any]]:
         case "npy":
             file = path if os.path.isfile(path) else _only(path, _npy_files(path))
             array, card = _read_npy(file), _card("npy", file)
-        case "t5x":
+        case "t5x" if source is not None:
             name = _only(path, sorted(source.prompts))
             array, card = source.read(name), _card("t5x", source.path)
             card["source"]["parameter"] = name

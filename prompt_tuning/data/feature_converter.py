@@ -213,4 +213,6 @@ def cut(inputs: tf.Tensor, text_length: int, eos_id: int) -> tf.Tensor:
     ends = is_last & (inputs == eos_id)
     kept = text_length - tf.cast(tf.reduce_any(ends), tf.int32)
     fits = total <= text_length
-    return tf.boolean_mask(inputs, ~is_text | fits | (rank <= kept) | ends)
+    return tf.boolean_mask(
+        inputs, tf.logical_not(is_text) | fits | (rank <= kept) | ends
+    )

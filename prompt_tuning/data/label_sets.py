@@ -25,13 +25,16 @@ class Encoder(Protocol):
     @property
     def eos_id(self) -> int | None:
         """Ends a text."""
+        ...
 
     @property
     def unk_id(self) -> int | None:
         """Stands for what has no piece."""
+        ...
 
     def encode(self, text: str, /) -> Sequence[int]:
         """Ids of a text, without EOS."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

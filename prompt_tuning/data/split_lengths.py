@@ -37,7 +37,7 @@ def length_report(
         )
         # A sum that the order of the ids changes tells examples apart well enough.
         places = tf.range(1, tf.size(ids) + 1, dtype=tf.int64)
-        check = tf.reduce_sum(ids * places) % (2**31 - 1)
+        check = tf.math.floormod(tf.reduce_sum(ids * places), 2**31 - 1)
         return tf.stack(
             [text, tf.size(example["targets"]), row, tf.cast(check, tf.int32)]
         )

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen import spmd
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -122,7 +123,7 @@ def param_shardings(abstract_boxed_params: Params, mesh: Mesh, rules: Rules) -> 
         such dimensions are listed.
     """
     specs = nn.get_partition_spec(abstract_boxed_params)
-    shardings = nn.logical_to_mesh_sharding(specs, mesh, list(rules))
+    shardings = spmd.logical_to_mesh_sharding(specs, mesh, list(rules))
     _check_divides(abstract_boxed_params, specs, shardings, mesh)
     return shardings
 

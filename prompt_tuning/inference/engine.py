@@ -296,8 +296,8 @@ class Engine:
         argument = np.uint32(batch)
         if shape is not None:
             table = np.zeros((size, *shape), np.int32)
-            for row, item in zip(table, items):
-                own = item.labels.tokens
+            labels = [item.labels.tokens for item in items if item.labels is not None]
+            for row, own in zip(table, labels):
                 row[: own.shape[0], : own.shape[1]] = own
             argument = self._spread(table)
         arrays = {item.prompt: item.prompt.array for item in items}
@@ -363,7 +363,11 @@ class Engine:
 
     def _measure_leanings(self, items: Iterable[Item]) -> None:
         """Sees to it that the leaning of each item's prompt to its labels is known."""
-        needed = {(item.prompt, item.labels.names): item for item in items}
+        needed = {
+            (item.prompt, item.labels.names): item
+            for item in items
+            if item.labels is not None
+        }
         for prompt in {prompt for prompt, _ in needed}:
             known = self._leanings.setdefault(prompt, {})
             if len(known) > MOST_LEANINGS:

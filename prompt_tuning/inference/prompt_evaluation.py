@@ -137,14 +137,13 @@ def relative(row: np.ndarray, vocab_size: int) -> np.ndarray:  # [T] -> [t]
 def _answer_of(
     labels: LabelSet | None, vocabulary: Vocabulary
 ) -> Callable[[np.ndarray], tuple[Answer, np.ndarray]]:
-    def ranked(output: np.ndarray) -> tuple[Answer, np.ndarray]:
-        answer = ensembles.ranked(labels.names, output)
-        return answer, labels.tokens[int(np.argmax(output))]
-
-    def decoded(output: np.ndarray) -> tuple[Answer, np.ndarray]:
-        return Answer(vocabulary.decode(output.tolist())), output
-
-    return decoded if labels is None else ranked
+    if labels is None:
+        return lambda output: (Answer(vocabulary.decode(output.tolist())), output)
+    names, tokens = labels.names, labels.tokens
+    return lambda output: (
+        ensembles.ranked(names, output),
+        tokens[int(np.argmax(output))],
+    )
 
 
 def _combined(

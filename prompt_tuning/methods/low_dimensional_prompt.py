@@ -48,4 +48,5 @@ class LowDimensionalPrompt(Method, kind="low_dimensional_prompt"):
         projection = jax.nn.initializers.xavier_uniform()(
             jax.random.key(self.projection_seed), shape, jnp.float32
         )
-        return product(leaves["low"], projection) * leaves["scale"] + leaves["shift"]
+        scale, shift = leaves["scale"][None], leaves["shift"][None]
+        return product(leaves["low"], projection) * scale + shift

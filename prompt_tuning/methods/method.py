@@ -254,7 +254,8 @@ def linear(key: Array, inputs: int, outputs: int) -> dict[str, Array]:
 
 def apply_linear(leaves: Params, x: Array) -> Array:  # [..., inputs] -> [..., outputs]
     """What `linear` computes."""
-    return product(x, leaves["kernel"]) + leaves["bias"]
+    y = product(x, leaves["kernel"])
+    return y + jax.lax.broadcast_to_rank(leaves["bias"], y.ndim)
 
 
 def product(a: Array, b: Array) -> Array:

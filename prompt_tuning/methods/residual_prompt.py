@@ -54,4 +54,5 @@ class ResidualPrompt(Method, kind="residual_prompt"):
         hidden = jax.nn.relu(apply_linear(leaves["down"], leaves["rows"]))
         y = apply_linear(leaves["up"], hidden)
         y = jax.nn.standardize(y, epsilon=EPSILON)
-        return leaves["rows"] + y * leaves["norm"]["scale"] + leaves["norm"]["bias"]
+        scale, bias = leaves["norm"]["scale"][None], leaves["norm"]["bias"][None]
+        return leaves["rows"] + y * scale + bias

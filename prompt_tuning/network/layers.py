@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen import spmd
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.network import adapters, quantization, saved_activations
@@ -87,7 +88,7 @@ class Dense(nn.Module):
         y = saved_activations.product("ri,io->ro", rows, kernel.astype(self.dtype))
         if self.has_variable("params", quantization.SCALE):
             scale = self.get_variable("params", quantization.SCALE)
-            y = (y.astype(jnp.float32) * scale).astype(self.dtype)
+            y = (y.astype(jnp.float32) * scale[None]).astype(self.dtype)
         y = y.reshape(*x.shape[:-1], self.features)
         return adapters.at(self, adapters.OUTPUT, y, where, x)
 
@@ -112,7 +113,7 @@ class RMSNorm(nn.Module):
             x = x.astype(jnp.float32)
             mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
             y = (x * jax.lax.rsqrt(mean_square + self.epsilon)).astype(self.dtype)
-            return y * scale.astype(self.dtype)
+            return y * jax.lax.broadcast_to_rank(scale.astype(self.dtype), y.ndim)
 
         return normalize(x, scale)
 
@@ -151,7 +152,7 @@ class MLP(nn.Module):
         y = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(
             y, deterministic=deterministic
         )
-        y = nn.with_logical_constraint(y, ("batch", "length", "mlp"))
+        y = spmd.with_logical_constraint(y, ("batch", "length", "mlp"))
         return Dense(width, ("mlp", "embed"), self.dtype, name="wo")(y, where)
 
 
@@ -198,11 +199,12 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Array,  # [B, Q, H]
-        memory: Array | None = None,  # [B, K, H]; None attends to x itself
+        memory: Array | None = None,  # [..., K, H]; None attends to x itself
         where: Where | None = None,
         *,
-        mask: Array | None = None,  # [B, 1, Q, K]
-        bias: Array | None = None,  # [1, N, Q, K], for the keys of a prefix too
+        mask: Array | None = None,  # [B, 1, Q, K] or [1, 1, Q, K]
+        # [1, N, Q, K], with a prefix its M keys too, or that of all S steps of a decode.
+        bias: Array | None = None,  # [1, N, Q, K], [1, N, Q, M] or [1, N, S, S]
         deterministic: bool = True,
         decode: bool = False,
     ) -> Array:  # [B, Q, H]
@@ -220,7 +222,7 @@ class Attention(nn.Module):
             if name in sites:
                 y = adapters.at(self, sites[name], y, where)
             y = y.reshape(*y.shape[:-1], self.num_heads, self.head_dim)
-            return nn.with_logical_constraint(y, ("batch", "length", "heads", "kv"))
+            return spmd.with_logical_constraint(y, ("batch", "length", "heads", "kv"))
 
         # The factor 1/sqrt(D) that other Transformers apply to the logits is folded
         # into the initialiser of the queries.

@@ -100,7 +100,7 @@ def total(values: Array, batch: Batch, num_prompts: int = 1) -> Array:  # [] or 
     if "prompt_index" not in batch:
         return jnp.sum(values)
     rows = jnp.sum(values, axis=tuple(range(1, values.ndim)))  # [B]
-    own = batch["prompt_index"][:, None] == jnp.arange(num_prompts)  # [B, E]
+    own = batch["prompt_index"][:, None] == jnp.arange(num_prompts)[None]  # [B, E]
     return jnp.sum(jnp.where(own, rows[:, None], 0), axis=0)
 
 

@@ -196,7 +196,7 @@ class Model:
         return jnp.sum(loss), {
             "loss": loss,
             "z_loss": total(token_z_loss * weights) / divisor,
-            "token_loss": total(token_loss * counted),
+            "token_loss": total(token_loss * counted.astype(jnp.float32)),
             "correct": total(correct & counted),
             "weight": total(counted),
         }
@@ -250,7 +250,7 @@ class Model:
             )
             loss, _ = losses.cross_entropy(logits, targets)
             counted = targets > 0
-            log_likelihood = -jnp.sum(loss * counted, axis=-1)
+            log_likelihood = -jnp.sum(loss * counted.astype(jnp.float32), axis=-1)
             return jnp.where(jnp.any(counted, axis=-1), log_likelihood, -jnp.inf)
 
         # The labels' axis in front: [C, S] or [C, B, S].

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen import spmd
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.network import adapters, layers, saved_activations
@@ -93,8 +94,8 @@ class Block(nn.Module):
         self,
         x: Array,  # [B, T, H]
         mask: Array | None,  # [B, 1, T, T]
-        bias: Array,  # [1, N, T, T]
-        memory: Array | None = None,  # [B, M, H], the encoder's output
+        bias: Array,  # [1, N, T, T] or, for a decode of S steps, [1, N, S, S]
+        memory: Array | None = None,  # [..., M, H], the encoder's output
         memory_mask: Array | None = None,  # [B, 1, T, M]
         where: Where | None = None,
     ) -> tuple[Array, None]:
@@ -130,7 +131,7 @@ class Block(nn.Module):
             cfg.mlp_dim, cfg.mlp_activations, cfg.dropout_rate, cfg.dtype, name="mlp"
         )(y, where, deterministic=self.deterministic)
         x = x + dropout(y)
-        return nn.with_logical_constraint(x, ("batch", "length", "embed")), None
+        return spmd.with_logical_constraint(x, ("batch", "length", "embed")), None
 
 
 class Stack(nn.Module):
@@ -233,7 +234,7 @@ class TokenEmbedder(nn.Module):
             position = jnp.clip(ids - self.vocab_size, 0, virtual.shape[0] - 1)
             prompt = jnp.take(virtual.astype(dtype), position, axis=0)
             rows = jnp.where((ids >= self.vocab_size)[..., None], prompt, rows)
-        return nn.with_logical_constraint(rows, ("batch", "length", "embed"))
+        return spmd.with_logical_constraint(rows, ("batch", "length", "embed"))
 
     def attend(self, x: Array) -> Array:  # [B, S, H] -> [B, S, V]
         """Logits against the table, rescaled as T5 1.0 does."""
@@ -290,7 +291,7 @@ class Transformer(nn.Module):
 
     def decode(
         self,
-        encoded: Array,  # [B, T, H]
+        encoded: Array,  # [..., T, H]: [B, T, H] unless a cache holds what it gives
         encoder_input_tokens: Array,  # [B, T], for the masks
         decoder_input_tokens: Array,  # [B, S]
         decoder_target_tokens: Array,  # [B, S], for the masks

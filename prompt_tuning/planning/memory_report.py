@@ -20,6 +20,7 @@ import jax
 from prompt_tuning import files
 from prompt_tuning.devices import sharding
 from prompt_tuning.devices.topologies import Topology
+from prompt_tuning.errors import UserError
 from prompt_tuning.planning import collectives, lifetimes
 from prompt_tuning.planning.workload import (
     Memory,
@@ -113,6 +114,8 @@ def _ask(lowered: jax.stages.Lowered, before: Memory, platform: str) -> Compiled
         memory = dataclasses.replace(before, activations=int(used) - before.total)
         return Compiled(memory, False, {}, seconds())
     sizes = program.memory_analysis()
+    if sizes is None:
+        raise UserError(f"the compiler for {platform} does not say what programs need")
     total = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
     total += sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
     if platform == "tpu":

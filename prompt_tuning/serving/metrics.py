@@ -23,28 +23,36 @@ class Metrics:
     def __init__(self):
         """Makes all counters, at zero."""
         self._registry = CollectorRegistry()
-        kwargs = {"registry": self._registry}
         self._responses = Counter(
-            PREFIX + "http_responses", "Responses", ["route", "status"], **kwargs
+            PREFIX + "http_responses",
+            "Responses",
+            ["route", "status"],
+            registry=self._registry,
         )
         self._seconds = Histogram(
             PREFIX + "http_seconds",
             "Seconds from a request to its response",
             ["route"],
             buckets=SECONDS,
-            **kwargs,
+            registry=self._registry,
         )
         self._rows = Counter(
-            PREFIX + "rows", "Rows answered or refused", ["outcome"], **kwargs
+            PREFIX + "rows",
+            "Rows answered or refused",
+            ["outcome"],
+            registry=self._registry,
         )
         self._batch_rows = Histogram(
-            PREFIX + "batch_rows", "Rows that shared a batch", buckets=ROWS, **kwargs
+            PREFIX + "batch_rows",
+            "Rows that shared a batch",
+            buckets=ROWS,
+            registry=self._registry,
         )
         self._batch_seconds = Histogram(
             PREFIX + "batch_seconds",
             "Seconds that a batch took",
             buckets=SECONDS,
-            **kwargs,
+            registry=self._registry,
         )
 
     def watch(self, engine: Engine, batcher: Batcher) -> None:

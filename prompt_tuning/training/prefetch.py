@@ -124,7 +124,7 @@ class Pace:
 
     def step(self, result: jax.Array) -> None:
         """Counts a step that will give ``result``; the first one starts the clock."""
-        self._feed.computing(result)
+        self._followed.computing(result)
         if self._result is None:
             self._since = self._now()
         else:
@@ -151,7 +151,13 @@ class Pace:
         return _rates(*self._run)
 
     def _now(self) -> np.ndarray:
-        return np.array([time.monotonic(), self._feed.waited])
+        return np.array([time.monotonic(), self._followed.waited])
+
+    @property
+    def _followed(self) -> Prefetch:
+        if self._feed is None:
+            raise ValueError("say which feed the steps take their batches from: follow")
+        return self._feed
 
     def _read(self) -> None:
         if self._result is not None:

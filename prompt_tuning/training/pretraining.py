@@ -11,7 +11,7 @@ step alone, so that a resumed run sees what an uninterrupted one would have seen
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -31,6 +31,7 @@ POSITIONS_PER_VECTOR = 8
 
 # Inputs, targets, and the number of the vector that goes with them or -1.
 Example = tuple[np.ndarray, np.ndarray, int]
+Given = TypeVar("Given")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,14 +146,15 @@ class Mixture:
 
     def _check_lengths(self) -> None:
         """Refuses labelled examples that no row has room for."""
-        drawn = np.isin(
-            self.labelled.task_names[self.labelled.task], list(self.task_weights)
-        )
+        labelled = self.labelled
+        if labelled is None:
+            return
+        drawn = np.isin(labelled.task_names[labelled.task], list(self.task_weights))
         for kind, room in (
             ("input", self.inputs_length),
             ("target", self.targets_length),
         ):
-            lengths = np.diff(getattr(self.labelled, f"{kind}_offsets"))[drawn]
+            lengths = np.diff(getattr(labelled, f"{kind}_offsets"))[drawn]
             if (longest := int(lengths.max(initial=0))) > room:
                 raise UserError(
                     f"{int(np.sum(lengths > room))} labelled {kind}s are longer than "
@@ -202,7 +204,7 @@ class Mixture:
         return self.inputs_length // POSITIONS_PER_VECTOR
 
     def _vectors(self, rows: list[list[Example]]) -> np.ndarray:  # [B, M, D]
-        values = self.sentences.vectors
+        values = self._some(self.sentences).vectors
         found = np.zeros((len(rows), self.num_vectors, values.shape[1]), np.float32)
         for r, row in enumerate(rows):
             for place, (_, _, number) in enumerate(row):
@@ -246,14 +248,24 @@ class Mixture:
         weights = np.array(list(self.task_weights.values()), np.float64)
         return pools, weights / weights.sum()
 
+    @staticmethod
+    def _some(given: Given | None) -> Given:
+        """What rows of a kind are drawn from, which `__post_init__` saw to."""
+        if given is None:
+            raise ValueError("rows are asked for that nothing is given for")
+        return given
+
     def _labelled(self, rng, examples: list[np.ndarray], weights) -> Example:
         pool = examples[rng.choice(len(examples), p=weights)]
-        inputs, targets = self.labelled.example(pool[rng.integers(len(pool))])
+        inputs, targets = self._some(self.labelled).example(
+            pool[rng.integers(len(pool))]
+        )
         return inputs.astype(np.int32), targets.astype(np.int32), -1
 
     def _distilled(self, rng) -> Example:
-        number = int(rng.choice(self.sentences.chosen))
-        ids = self.sentences.sentence(number)
+        sentences = self._some(self.sentences)
+        number = int(rng.choice(sentences.chosen))
+        ids = sentences.sentence(number)
         if len(ids) >= SHORTEST_CORRUPTED:
             noise = (self.noise_density, self.mean_span_length)
             return *corrupt_spans(ids, rng, self.vocab_size, *noise), number

@@ -2,6 +2,7 @@
 """How far a run has come: its state, who still takes part, and what is saved of both."""
 
 import contextlib
+import dataclasses
 import math
 import pathlib
 import time
@@ -75,15 +76,22 @@ class Progress:
             except Damaged as error:
                 if step == steps[0]:
                     raise UserError(
-                        f"{error}; there is no other: delete {self._checkpoints.folder} "
+                        f"{error}; there is no other: delete {self._kept.folder} "
                         "to begin again from step 0"
                     ) from error
                 report.say(f"{error}; it is deleted, and the one before it taken")
-                self._checkpoints.remove(step)
+                self._kept.remove(step)
         else:
             self._begin(list(everyone))
         self.step = int(self.state.step)
         self.settle()
+
+    @property
+    def _kept(self) -> Checkpoints:
+        """The checkpoints, of a run that keeps any."""
+        if self._checkpoints is None:
+            raise ValueError("a run without a folder keeps no checkpoints")
+        return self._checkpoints
 
     def _begin(self, here: list[Member]) -> None:
         """The state of these members at step 0, and the standings of all."""
@@ -121,7 +129,7 @@ class Progress:
           Damaged: it, or the best leaves that it names, cannot be read.
           UserError: it is of another run.
         """
-        record = self._checkpoints.read_record(step)
+        record = self._kept.read_record(step)
         standings = record["members"]
         if list(standings) != [member.name for member in self._everyone]:
             raise UserError(
@@ -137,16 +145,16 @@ class Progress:
                 standing.resume(standings[name])
             except UserError as error:
                 raise Damaged(str(error)) from error
-        self.state, _, _ = self._checkpoints.restore(self.places()[0], step)
+        self.state, _, _ = self._kept.restore(self.places()[0], step)
         self._unlogged = [
             {name: _as_computed(value) for name, value in step.items()}
             for step in record["unlogged"]
         ]
-        for earlier in self._checkpoints.steps():
+        for earlier in self._kept.steps():
             # One that cannot be read has no say in what is kept: it helps nobody.
             with contextlib.suppress(Damaged):
                 if earlier < step:
-                    self._records[earlier] = self._checkpoints.read_record(earlier)
+                    self._records[earlier] = self._kept.read_record(earlier)
         self._records[step] = record
         report.say(f"resuming from step {step} in {self._folder}")
 
@@ -183,7 +191,9 @@ class Progress:
                 {member.name: tree[member.name] for member in self._here}
                 for tree in (self.state.tuned, self.state.opt_state)
             )
-            self.state = self.state.replace(tuned=tuned, opt_state=opt_state)
+            self.state = dataclasses.replace(
+                self.state, tuned=tuned, opt_state=opt_state
+            )
         absent = []
         for member in self._everyone:
             if member not in self._here:
@@ -273,11 +283,11 @@ class Progress:
                     f"{member.name} left at step {self.step}: its loss is "
                     f"{standing.loss}; lower its learning rate"
                 )
-            elif gone:
+            elif gone and (best := selection.best):
                 report.say(
                     f"{member.name} stopped at step {self.step}: {selection.stale} "
                     "evaluations without a better metric than "
-                    f"{selection.best.value:.4f} of step {selection.best.step}"
+                    f"{best.value:.4f} of step {best.step}"
                 )
         return len(self.active) < len(self._here)
 
@@ -313,10 +323,10 @@ class Progress:
                 jax.device_get(self._unlogged),
             ),
         }
-        self._checkpoints.save(self.step, self.state, {"batch": self.step}, record)
+        self._kept.save(self.step, self.state, {"batch": self.step}, record)
         self._saved_at = time.monotonic()
         self._records[self.step] = record
-        kept = self._checkpoints.steps()
+        kept = self._kept.steps()
         self._records = {at: self._records[at] for at in kept if at in self._records}
         for name, standing in self.standings.items():
             standings = [each["members"][name] for each in self._records.values()]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One training step: differentiate, accumulate and update the tuned leaves only."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import flax.struct
@@ -136,8 +137,9 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.tuned)
         tuned = optax.apply_updates(state.tuned, updates)
         metrics["grad_norm"] = norms(grads, batch)
-        return state.replace(
-            step=state.step + 1, tuned=tuned, opt_state=opt_state
-        ), metrics
+        after = dataclasses.replace(
+            state, step=state.step + 1, tuned=tuned, opt_state=opt_state
+        )
+        return after, metrics
 
     return train_step
