@@ -6,7 +6,7 @@ import pathlib
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 # Before JAX starts: sharding is tested on eight simulated devices.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -18,6 +18,7 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 import jax
 import jax.numpy as jnp
 import pytest
+import shapes
 
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.transformer import T5Config, Transformer
@@ -29,6 +30,24 @@ jax.config.update(
     os.path.join(tempfile.gettempdir(), f"prompt_tuning_tests_{os.getuid()}"),
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+shapes.install()
+# The layers whose tests are stricter than what users run. In others AdamW may take steps,
+# and optax multiplies a float by its integer count.
+STRICT = ("decoding", "network")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def strict(request) -> Iterator[None]:
+    """Checks shapes; lets no dtypes and no numbers of axes meet silently."""
+    if request.path.parent.name not in STRICT:
+        yield
+        return
+    with (
+        shapes.checking(),
+        jax.numpy_rank_promotion("raise"),
+        jax.numpy_dtype_promotion("strict"),
+    ):
+        yield
 
 
 @pytest.fixture(scope="session")

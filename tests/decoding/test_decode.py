@@ -129,7 +129,7 @@ def teacher_forced_score(model, params, inputs, tokens, counted):
         "decoder_target_tokens": tokens,
     }
     token_loss, _ = losses.cross_entropy(model.logits(params, batch), tokens)
-    return -np.sum(token_loss * counted, axis=1)
+    return -np.sum(np.asarray(token_loss) * counted, axis=1)
 
 
 def test_one_beam_is_greedy_and_scores_are_log_probabilities(
@@ -253,8 +253,8 @@ def test_the_cache_follows_its_beam():
         # Its next logits depend on all the tokens that its cache says it has seen.
         def __call__(self, ids, cache):
             _, cache = super().__call__(ids, cache)
-            code = jnp.sum(cache["seen"][0] * (7 ** jnp.arange(5)), axis=1)
-            return 2 * jnp.sin(code[:, None] * jnp.arange(1, 5)), cache
+            code = jnp.sum(cache["seen"][0] * (7 ** jnp.arange(5))[None], axis=1)
+            return 2 * jnp.sin(code[:, None] * jnp.arange(1, 5)[None]), cache
 
     recorder = Recorder(STEPS)
     tokens, scores = recorder.run(Beam(5, num_decodes=3, eos_id=NEVER))

@@ -143,7 +143,8 @@ def test_the_loop_stops_when_all_samples_have_ended():
 
     def ends_at_once(ids, cache):
         calls.append(len(ids))
-        return jnp.where(jnp.arange(VOCAB) == EOS, 0.0, -1e9) + 0.0 * ids, cache
+        row = jnp.where(jnp.arange(VOCAB) == EOS, 0.0, -1e9)
+        return jnp.broadcast_to(row, (len(ids), VOCAB)), cache
 
     strategy = Sampling(50, num_decodes=3, eos_id=EOS)
     forced = decoding.forced_tokens(jnp.array([[2, 2], [0, 0]]), 2, strategy)

@@ -339,7 +339,7 @@ def test_prefixing_ids_is_concatenating_the_prompt_to_the_bit(prompted):
         rows = module.token_embedder(text, None, module.config.dtype)
         prompt = jnp.asarray(forward["prompt"])
         prompt = jnp.broadcast_to(prompt, (text.shape[0], *prompt.shape))
-        valid = jnp.concatenate([jnp.ones(prompt.shape[:2]), text > 0], axis=1)
+        valid = jnp.concatenate([jnp.ones(prompt.shape[:2], int), text], axis=1)
         x = jnp.concatenate([prompt, rows], axis=1)
         return x, module.encoder(x, layers.padding_mask(valid, valid))
 

@@ -273,9 +273,9 @@ def packed(batch):
     columns = jnp.arange(6)
     return {
         **batch,
-        "encoder_segment_ids": jnp.tile(1 + (jnp.arange(10) > 3), (3, 1)),
-        "decoder_segment_ids": jnp.tile(1 + (columns > 2), (3, 1)),
-        "decoder_loss_weights": batch["decoder_loss_weights"] * (1 + columns / 4),
+        "encoder_segment_ids": jnp.tile(jnp.where(jnp.arange(10) > 3, 2, 1), (3, 1)),
+        "decoder_segment_ids": jnp.tile(jnp.where(columns > 2, 2, 1), (3, 1)),
+        "decoder_loss_weights": batch["decoder_loss_weights"] * (1 + columns / 4)[None],
     }
 
 
