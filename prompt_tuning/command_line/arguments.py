@@ -351,8 +351,8 @@ def _wrapped(name: str, text: str, column: int) -> list[str]:
 def whole_parser() -> argparse.ArgumentParser:
     """The parser of ``prompt-tuning`` with all that may follow each command."""
     top = top_parser()
-    (commands,) = (a for a in top._actions if isinstance(a.choices, dict))
-    for name, parser in commands.choices.items():
+    (commands,) = (a.choices for a in top._actions if isinstance(a.choices, dict))
+    for name, parser in commands.items():
         command = COMMANDS[name]
         if command.defaults:
             files = macros.related_files(command)

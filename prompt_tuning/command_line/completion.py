@@ -26,8 +26,8 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
       parser: of the program, with those of all commands in it.
       shell: 'bash', 'zsh' or 'tcsh'.
     """
-    (commands,) = (a for a in parser._actions if isinstance(a.choices, dict))
-    for command in commands.choices.values():
+    (commands,) = (a.choices for a in parser._actions if isinstance(a.choices, dict))
+    for command in commands.values():
         for action in command._actions:
             action.complete = _answers(action)
     names = " ".join(gin_files.shipped())
