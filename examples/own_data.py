@@ -32,7 +32,7 @@ run = pt.tune(
     labels=["no", "yes"],
     length=20,
     steps=200,
-    learning_rate=0.03,
+    learning_rate=0.1,
     folder="runs/own_data",
 )
 print(run.prompt)

@@ -111,6 +111,7 @@ def recycle(
       UserError: the prompt is another model's, the vocabularies differ, or there is no
         such way.
     """
+    _check_prompt(prompt)
     if prompt.card.get("base_model") not in (None, source.identity):
         raise UserError(
             f"{prompt.name!r} was tuned on another model than {source.name}: give that "
@@ -154,12 +155,21 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(norms, 1e-12)
 
 
+def _check_prompt(prompt: TunedPrompt) -> None:
+    if not isinstance(prompt, TunedPrompt):
+        raise UserError(
+            f"{type(prompt).__name__} is no prompt: give what load_prompt returns"
+        )
+    if prompt.slots:
+        raise UserError(
+            f"{prompt.name} holds an adapter, which changes the model's layers: only "
+            "prompts are compared, added and carried"
+        )
+
+
 def _check_same_model(prompts: Sequence[TunedPrompt]) -> None:
     for prompt in prompts:
-        if not isinstance(prompt, TunedPrompt):
-            raise UserError(
-                f"{type(prompt).__name__} is no prompt: give what load_prompt returns"
-            )
+        _check_prompt(prompt)
     models = [prompt.card.get("base_model") for prompt in prompts]
     known = [model for model in models if model is not None]
     widths = {prompt.array.shape[1] for prompt in prompts}

@@ -9,6 +9,7 @@ import pytest
 import prompt_tuning as pt
 from prompt_tuning.library import transfer
 from prompt_tuning.library.tuned_prompt import TunedPrompt
+from prompt_tuning.network.slots import LowRank
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +79,15 @@ def test_the_nearest_piece_is_that_of_a_row_of_the_table(source, wider):
 def test_what_does_not_belong_together_is_refused(source, wider):
     other, _ = wider
     one = prompt(np.ones((2, source.config.emb_dim)), source)
+    rows = np.ones((1, 2, 3), np.float32)
+    lora = TunedPrompt("q", one.array, one.card, {"a/output": LowRank.of(rows, rows)})
     for make, message in (
         (lambda: transfer.recycle(one, other, source), "on another model than wider"),
         (lambda: transfer.recycle(one, source, other, "best"), "how='best' is not"),
         (lambda: transfer.similarity(one, one, by="sum"), "by='sum' is not"),
         (lambda: transfer.similarity(one, prompt([[1]])), "on several models"),
         (lambda: transfer.similarity(one, one.array), "ndarray is no prompt"),
+        (lambda: transfer.recycle(lora, source, other), "q holds an adapter, which"),
         (lambda: transfer.add_tasks(one, []), "tasks is empty"),
         (
             lambda: transfer.add_tasks(prompt([[1]]), [(prompt([[1], [2]]),) * 2]),
