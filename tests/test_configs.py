@@ -86,7 +86,7 @@ def method_of(name):
 
 
 # The others differ from these in nothing that a command line does.
-FAST = ("prompt_tuning.gin", "model_tuning.gin", "residual_prompt.gin", "lora.gin")
+FAST = ("prompt_tuning.gin", "residual_prompt.gin", "lora.gin")
 
 
 @pytest.mark.parametrize("name", few("methods", FAST))

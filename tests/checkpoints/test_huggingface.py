@@ -795,6 +795,7 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path, options, message):
     assert not (tmp_path / "copies").exists()
 
 
+@pytest.mark.slow
 def test_an_mlp_that_transformers_lacks(tmp_path, tiny_config):
     activations = ("gelu", "linear", "linear")
     config = dataclasses.replace(tiny_config, mlp_activations=activations)

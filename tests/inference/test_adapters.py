@@ -13,8 +13,8 @@ from prompt_tuning.inference.engine import Engine
 from prompt_tuning.inference.store import PromptStore
 from prompt_tuning.network.transformer import T5Config
 
-KINDS = ["lora", "ia3", "deep_prompt", "prefix_tuning", "prompt_tuning"]
-KINDS += ["decoder_prefix", "dept", "instruction_aware_prompt", "p_tuning"]
+KINDS = ["lora", "ia3", "deep_prompt", "prefix_tuning", "prompt_tuning", "p_tuning"]
+OTHERS = ["decoder_prefix", "dept", "instruction_aware_prompt", "composed", "lora"]
 TEXTS = ("a fine film", "so dull a story that nobody wants", "what is this", "very")
 
 
@@ -25,19 +25,22 @@ def source(tiny_checkpoint):
     )
 
 
-@pytest.fixture(scope="module")
-def trained(train_words, tmp_path_factory):
+def train(train_words, folder, kinds):
     """One run of a member of every kind: its folder and its results."""
-    folder = tmp_path_factory.mktemp("adapters") / "run"
     words = train_words(
         MODEL_DIR=folder,
         MIXTURE_OR_TASK_NAME="adapter_reviews",
         LEARNING_RATE=0.3,
         EVAL_PERIOD=2,
-        PROMPTS=[{"method": KINDS}],
+        PROMPTS=[{"method": kinds}],
     )
     assert cli.main(words) == 0
     return folder, json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(train_words, tmp_path_factory):
+    return train(train_words, tmp_path_factory.mktemp("adapters") / "run", KINDS)
 
 
 def path_of(trained, kind):
@@ -48,15 +51,16 @@ def answers(engine, rows):
     return [row["scores"] for row in engine.answer(rows)]
 
 
-def test_rows_of_all_kinds_in_one_batch_are_answered_as_alone(trained, source):
+def mixed_and_alone(trained, kinds, source):
+    """An engine of all kinds, rows of each, and their scores, which are as alone."""
     together = PromptStore(source, 64)
-    for kind in KINDS:
+    for kind in kinds:
         together.load(path_of(trained, kind), kind)
-    rows = [{"prompt": kind, "text": text} for text in TEXTS for kind in KINDS]
+    rows = [{"prompt": kind, "text": text} for text in TEXTS for kind in kinds]
     engine = Engine(source, together, batch_sizes=(len(rows),), longest=32)
     mixed = answers(engine, rows)
     given = {}
-    for kind in KINDS:
+    for kind in kinds:
         store = PromptStore(source, 8)
         store.load(path_of(trained, kind), kind)
         own = [row for row in rows if row["prompt"] == kind]
@@ -66,18 +70,33 @@ def test_rows_of_all_kinds_in_one_batch_are_answered_as_alone(trained, source):
         np.testing.assert_allclose(
             [list(scores.values()) for scores in found], given[kind], rtol=1e-4
         )
+    return engine, rows, mixed, given
+
+
+def assert_all_differ(given):
+    assert len({str(np.round(value, 6)) for value in given.values()}) == len(given)
+
+
+def test_rows_of_all_kinds_in_one_batch_are_answered_as_alone(trained, source):
+    engine, rows, mixed, given = mixed_and_alone(trained, KINDS, source)
     # In an encoder of one layer deep prompts are prompts.
     np.testing.assert_allclose(
         given.pop("deep_prompt"), given["prompt_tuning"], rtol=1e-4
     )
-    assert len({str(np.round(value, 6)) for value in given.values()}) == len(given)
+    assert_all_differ(given)
     # One that is removed still answers the rows that were prepared before.
     waiting = [engine.prepare(row) for row in rows]
-    together.remove("lora")
+    engine.store.remove("lora")
     late = [result["scores"] for result in engine.run(waiting)]
     np.testing.assert_allclose(
         [list(s.values()) for s in late], [list(s.values()) for s in mixed], rtol=1e-4
     )
+
+
+@pytest.mark.slow
+def test_so_are_those_of_the_other_kinds(train_words, source, tmp_path):
+    trained = train(train_words, tmp_path / "run", OTHERS)
+    assert_all_differ(mixed_and_alone(trained, OTHERS, source)[-1])
 
 
 @pytest.mark.parametrize("kind", ["lora", "deep_prompt"])

@@ -165,6 +165,7 @@ def test_free_text_by_an_adapter(base, tmp_path):
     assert set(answer) == {"input", "answer"}
 
 
+@pytest.mark.slow
 def test_every_method_saves_loads_and_answers_in_the_same_way(base, splits, tmp_path):
     methods = ["prompt_tuning", "p_tuning", "prefix_tuning", LoRA(rank=2), "ia3"]
     found = pt.tune(

@@ -25,7 +25,7 @@ from prompt_tuning.methods.instruction_aware_prompt import (
 )
 from prompt_tuning.methods.lora import LoRA
 from prompt_tuning.methods.low_dimensional_prompt import LowDimensionalPrompt
-from prompt_tuning.methods.method import COLLECTION, Method, Start, assemble
+from prompt_tuning.methods.method import Method, Start, assemble
 from prompt_tuning.methods.multitask_prompt import MultitaskPrompt
 from prompt_tuning.methods.p_tuning import PTuning
 from prompt_tuning.methods.prefix_tuning import PrefixTuning
@@ -57,6 +57,12 @@ METHODS = {
 METHODS["p_tuning_lstm"] = PTuning(encoder="lstm", hidden=6)
 METHODS["decoder_prefix_short"] = DecoderPrefix(length=2)
 METHODS["dept_short"] = DePT(rank=3, places=3)
+# Those that put something into the layers, beside a prompt that does not.
+IN_LAYERS = {
+    name: method
+    for name, method in METHODS.items()
+    if type(method).slots is not Method.slots or name == "prompt_tuning"
+}
 
 
 def started(method, key=KEY):
@@ -263,10 +269,10 @@ def test_rows_of_all_methods_in_one_batch_equal_each_alone():
     """Two layers, the batch under remat; gradients of every leaf are there."""
     config = dataclasses.replace(CONFIG, num_encoder_layers=2)
     base = jax.jit(Model(Transformer(config)).init)(jax.random.key(1))
-    bank = bank_of(*METHODS.items())
+    bank = bank_of(*IN_LAYERS.items())
     ids = virtual_ids(bank, config.vocab_size)
-    leaves, rows, alone = {}, [], {}
-    for number, (name, method) in enumerate(METHODS.items()):
+    leaves, rows, alone = {}, [], []
+    for number, (name, method) in enumerate(IN_LAYERS.items()):
         own = method.init(jax.random.key(number), Start(ROWS, TABLE, base))
         own = method.place(name, jax.tree.map(lambda x: x + 0.01, own))
         leaves[name] = own
@@ -275,10 +281,8 @@ def test_rows_of_all_methods_in_one_batch_equal_each_alone():
         prompts = bank_of((name, method))
         part = method.materialize(own, base)
         single = trees.merge(assemble({name: part}, [name], prompts), base)
-        # Prompts of all kinds are looked up in one way: two of them stand for it.
-        if part.get(COLLECTION) or name in ("prompt_tuning", "p_tuning"):
-            logits = jax.jit(Model(Transformer(config, prompts)).logits)
-            alone[number] = logits(single, row)[0]
+        logits = jax.jit(Model(Transformer(config, prompts)).logits)
+        alone.append(logits(single, row)[0])
         tokens = row["encoder_input_tokens"]
         if method.has_prompt:
             tokens = np.concatenate([ids[name][None], tokens[:, LENGTH:]], axis=1)
@@ -288,20 +292,31 @@ def test_rows_of_all_methods_in_one_batch_equal_each_alone():
     batch["prompt_index"] = np.arange(len(rows), dtype=np.int32)
     batch["targets_length"] = np.full(len(rows), 2, np.int32)
     config = dataclasses.replace(config, remat="full")
-    model = Model(Transformer(config, bank), members=tuple(METHODS))
+    model = Model(Transformer(config, bank), members=tuple(IN_LAYERS))
 
     def loss_and_logits(leaves):
         parts = {
-            name: METHODS[name].materialize(own, base) for name, own in leaves.items()
+            name: IN_LAYERS[name].materialize(own, base) for name, own in leaves.items()
         }
-        params = trees.merge(assemble(parts, list(METHODS), bank), base)
+        params = trees.merge(assemble(parts, list(IN_LAYERS), bank), base)
         return model.loss(params, batch)[0], model.logits(params, batch)
 
     gradient, together = jax.jit(jax.grad(loss_and_logits, has_aux=True))(leaves)
-    for number, wanted in alone.items():
-        np.testing.assert_allclose(together[number], wanted, rtol=2e-4, atol=2e-4)
+    for found, wanted in zip(together, alone, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-4)
     for name, leaf in trees.flatten(gradient).items():
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, name
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in IN_LAYERS])
+def test_every_leaf_has_a_part_in_the_prompt(name):
+    """Prompts of all kinds are looked up in one way, so that the rows tell all."""
+    method = METHODS[name]
+    leaves = jax.tree.map(lambda x: x + 0.01, started(method))
+    weights = jax.random.normal(jax.random.key(7), ROWS.shape)
+    total = lambda leaves: (method.rows(leaves, BASE) * weights).sum()
+    for path, leaf in trees.flatten({"": jax.grad(total)(leaves)}).items():
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
 
 
 def test_methods_side_by_side_end_where_each_does_alone():

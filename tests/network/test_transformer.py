@@ -281,7 +281,11 @@ def packed(batch):
 
 @pytest.mark.parametrize(
     ("positions", "objective", "tied"),
-    [(4, "plain", False), (1, "all at once", False), (2, "all at once", True)],
+    [
+        pytest.param(4, "plain", False, marks=pytest.mark.slow),
+        (1, "all at once", False),
+        pytest.param(2, "all at once", True, marks=pytest.mark.slow),
+    ],
 )
 def test_chunks_of_logits_change_no_number(
     positions, objective, tied, tiny_config, tiny_params, tiny_batch

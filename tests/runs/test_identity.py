@@ -98,6 +98,7 @@ def test_other_data_under_the_same_name_are_another_run(
         path.write_text(text)
 
 
+@pytest.mark.slow
 def test_what_is_changed_all_the_same_is_on_record(words, folder):
     changed = words(folder, LEARNING_RATE=0.2, TRAIN_STEPS=6, ALLOW_CHANGES=True)
     assert cli.main(changed) == 0

@@ -265,6 +265,7 @@ def test_a_taken_port_is_said(capsys, tiny_checkpoint):
     assert "choose another --port" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sigterm_loses_no_accepted_request(process, folder, engine):
     rows = [
         {"prompt": name, "text": "a fine film " * (i % 5 + 1)}

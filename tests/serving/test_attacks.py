@@ -282,6 +282,7 @@ sys.exit(cli.main(sys.argv[4:]))
 """
 
 
+@pytest.mark.slow
 def test_half_sent_requests_keep_nobody_out(process, folder):
     assert connections.most() < resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     with process(folder, prefix=(sys.executable, "-c", LIMITED)) as (_, address):

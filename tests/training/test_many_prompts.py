@@ -177,7 +177,13 @@ def test_each_prompt_ends_where_its_own_run_would(factor):
         assert np.abs(moved).min() > 1e-3
 
 
-@pytest.mark.parametrize("factor", ["AVERAGE_PER_SEQUENCE", "NUM_TOTAL_TARGET_TOKENS"])
+@pytest.mark.parametrize(
+    "factor",
+    [
+        pytest.param("AVERAGE_PER_SEQUENCE", marks=pytest.mark.slow),
+        "NUM_TOTAL_TARGET_TOKENS",
+    ],
+)
 def test_so_does_each_of_packed_rows(factor):
     kinds = [dataclasses.replace(kind, packed=True) for kind in KINDS[:2]]
     found = together(kinds, factor=factor)
@@ -407,6 +413,7 @@ def arguments(tmp_path, train_words):
     )
 
 
+@pytest.mark.slow
 def test_one_command_equals_the_runs_it_stands_for(arguments, tmp_path, capsys):
     """Seeds, learning rates, lengths and initialisations through the command line."""
     prompts = [
