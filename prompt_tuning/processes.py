@@ -203,7 +203,8 @@ def _watch() -> None:
             failure = json.loads(told)
             if failure["process"] == jax.process_index():
                 return
-            if is_first():
+            # Where all end for one reason, this process has said so itself.
+            if is_first() and not _leaving.locked():
                 print(
                     f"prompt-tuning: process {failure['process']} failed: "
                     f"{failure['reason']}",

@@ -397,7 +397,7 @@ def test_a_signal_to_one_process_saves_all(number, whose, code, arguments, tmp_p
     words = arguments("train", MODEL_DIR=run, TRAIN_STEPS=9000) + rare
     texts, codes = ended(2, 1, tmp_path, words, meanwhile=signals)
     assert codes == [code, code], texts
-    (step,) = re.findall(rf"stopped by {number.name} at step (\d+)", texts[0])
+    (step,) = set(re.findall(rf"stopped by {number.name} at step (\d+)", texts[0]))
     trained = [r for r in report.read_metrics(run) if r["split"] == "train"]
     assert [str(r["step"]) for r in trained[-1:]] == [step]
     last = int(step) + 2
