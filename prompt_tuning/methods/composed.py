@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import jax
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.methods.method import METHODS, Leaves, Method, Start
+from prompt_tuning.methods.method import Leaves, Method, Start, named
 from prompt_tuning.network.adapters import Slot
 from prompt_tuning.types import Array, Params
 
@@ -30,7 +30,7 @@ class Composed(Method, kind="composed"):
     rates: tuple[float, ...] = ()
 
     def __post_init__(self):
-        parts = tuple(_part(part) for part in self.parts)
+        parts = self._parts
         kinds = [part.kind for part in parts]
         if len(parts) < 2 or len(set(kinds)) < len(kinds):
             raise UserError(
@@ -93,15 +93,4 @@ class Composed(Method, kind="composed"):
 
     @property
     def _parts(self) -> tuple[Method, ...]:
-        return tuple(_part(part) for part in self.parts)
-
-
-def _part(part: Method | str) -> Method:
-    if isinstance(part, Method):
-        return part
-    if part not in METHODS:
-        raise UserError(
-            f"Composed.parts: no method is called {part!r}; choose "
-            f"{', '.join(sorted(METHODS))}"
-        )
-    return METHODS[part]()
+        return tuple(map(named, self.parts))

@@ -186,6 +186,21 @@ class Method:
         return part
 
 
+def named(method: Method | str) -> Method:
+    """A method, or the one of this kind with its default options.
+
+    Raises:
+      UserError: no method is of this kind.
+    """
+    if isinstance(method, Method):
+        return method
+    if method not in METHODS:
+        raise UserError(
+            f"no method is called {method!r}; choose {', '.join(sorted(METHODS))}"
+        )
+    return METHODS[method]()
+
+
 def assemble(
     parts: Mapping[str, Params], members: Sequence[str], bank: Sequence[Prompt] = ()
 ) -> dict[str, Any]:

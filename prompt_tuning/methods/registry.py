@@ -11,27 +11,14 @@ import pkgutil
 
 from prompt_tuning import dtypes, methods, trees
 from prompt_tuning.errors import UserError
-from prompt_tuning.methods.method import FROZEN, METHODS, TUNED, Method
+from prompt_tuning.methods.method import FROZEN, METHODS, TUNED, Method, named
 from prompt_tuning.types import Params
+
+__all__ = ["FROZEN", "METHODS", "TUNED", "named", "rules_of", "split", "weights_dtype"]
 
 for _module in pkgutil.iter_modules(methods.__path__):
     if _module.name != "registry":
         importlib.import_module(f"{methods.__name__}.{_module.name}")
-
-
-def named(method: Method | str) -> Method:
-    """A method, or the one of this kind with its default options.
-
-    Raises:
-      UserError: no method is of this kind.
-    """
-    if isinstance(method, Method):
-        return method
-    if method not in METHODS:
-        raise UserError(
-            f"no method is called {method!r}; choose {', '.join(sorted(METHODS))}"
-        )
-    return METHODS[method]()
 
 
 def rules_of(method: Method | str) -> trees.Rules:

@@ -131,11 +131,11 @@ def at(module: nn.Module, site: str, y: Any, where: Where | None, x: Any = None)
 
 def prefix_length(stack: nn.Module, where: Where | None) -> int:
     """Keys before those of a decoder's own positions."""
-    path = ("layers", "self_attention", PREFIX)
-    found = stack.variables.get(COLLECTION, {}) if where is not None else {}
-    for part in path:
-        found = found.get(part, {}) if isinstance(found, Mapping) else {}
-    return sum(slot.length for slot in found)
+    if where is None:
+        return 0
+    slots = trees.flatten(stack.variables.get(COLLECTION, {}))
+    prefixes = slots.get(f"layers/self_attention/{PREFIX}", ())
+    return sum(slot.length for slot in prefixes)
 
 
 def join(

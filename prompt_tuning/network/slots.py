@@ -13,10 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from prompt_tuning.network.adapters import INPUT, OUTPUT, Where
+from prompt_tuning.network.layers import MASKED
 from prompt_tuning.types import Array
-
-# Added to the attention logits of what is not there (see `layers.MASKED`).
-MASKED = -1e10
 
 SlotType = TypeVar("SlotType")
 
