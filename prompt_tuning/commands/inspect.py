@@ -25,7 +25,6 @@ from prompt_tuning.checkpoints.source import Source
 from prompt_tuning.errors import UserError, printable
 from prompt_tuning.inference import prompt_view
 from prompt_tuning.runs import run_view
-from prompt_tuning.training import run_checkpoints
 
 # Lists that are longer, e.g. arrays within a record, are shown by their length.
 LONG = 8
@@ -67,8 +66,8 @@ def inspect(
     prompts = [] if os.path.isfile(where) and views else _prompts(where)
     if (model := _model_path(where)) is not None:
         parts.append(_model(base_models.open_checkpoint(model)))
-    if os.path.isdir(where) and (runs := run_checkpoints.Checkpoints(where)).steps():
-        parts.append(_run(runs))
+    if os.path.isdir(where):
+        parts += _run(where)
     loaded = {path: prompt_formats.load_with_slots(path) for path in prompts}
     parts += [_prompt(path, found, base_model) for path, found in loaded.items()]
     if not parts:
@@ -153,13 +152,19 @@ def _model(source: Source) -> rich.console.Group:
     return _table(f"model {source.path}", rows)
 
 
-def _run(runs: run_checkpoints.Checkpoints) -> rich.console.Group:
-    steps = runs.steps()
+def _run(folder: str) -> list[rich.table.Table]:
+    """The checkpoints of a run, if the folder holds any."""
+    # Imported late: it brings Orbax, which a prompt does without.
+    from prompt_tuning.training.run_checkpoints import Checkpoints
+
+    runs = Checkpoints(folder)
+    if not (steps := runs.steps()):
+        return []
     rows = {"steps": ", ".join(map(str, steps))}
     for name, standing in runs.read_record(steps[-1])["members"].items():
         best = standing["best"] or "no evaluation yet"
         rows.update(_plain({f"{name}.best": best}))
-    return _table(f"checkpoints {runs.folder}", rows)
+    return [_table(f"checkpoints {runs.folder}", rows)]
 
 
 def _plain(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -44,7 +44,7 @@ from prompt_tuning.training.trackers import Given
 RATES = (0.03, 0.1, 0.3, 1.0)
 # Of methods whose leaves are no rows of the model's scale.
 SMALL_RATES = (0.001, 0.003, 0.01, 0.03)
-SWEEP_SHARE, LEAST_SWEEP_STEPS = 10, 20
+LENGTH, SWEEP_SHARE, LEAST_SWEEP_STEPS = 20, 10, 20
 SWEEP_FOLDER = "learning_rates"
 # What each of several prompts may set for itself.
 OWN_VALUES = (
@@ -134,7 +134,7 @@ def tune(
     target_column: str = "label",
     name: str = "prompt",
     method: Method | str = "prompt_tuning",
-    length: int = 20,
+    length: int | None = None,
     init: PromptInit | str | None = None,
     placement: str = "prepend",
     steps: int = 1000,
@@ -167,7 +167,7 @@ def tune(
       name: what the prompt is called.
       method: what is tuned: the kind of a method, such as 'lora' or 'p_tuning', or one
         with options of its own, such as ``LoRA(rank=4)``.
-      length: positions of the prompt, of methods that have one.
+      length: positions of the prompt, of methods that have one; 20 by default.
       init: how it starts (see `prompt_starts.named`), where the method starts from rows;
         by default at the labels, or at common pieces where there are none.
       placement: 'prepend', 'append' or 'after_bos', unless the template places it.
@@ -223,12 +223,14 @@ def tune(
         task=task, eval_split=VALIDATION if validation is not None else None
     )
     method, own_values = _method(method), _own_values(prompts)
+    methods = _methods(method, own_values)
     own_starts = [
-        each.kind
-        for each in _methods(method, own_values)
-        if not (each.has_prompt and each.uses_rows)
+        each.kind for each in methods if not (each.has_prompt and each.uses_rows)
     ]
-    length = _whole(length, "length", most=cards.LARGEST)
+    if length is not None:
+        length = _whole(length, "length", most=cards.LARGEST)
+    elif any(each.has_prompt for each in methods):
+        length = LENGTH
     if init is not None and own_starts:
         raise UserError(
             f"init={init!r} is for prompts that start from rows, and {own_starts[0]} has "

@@ -165,6 +165,15 @@ def test_free_text_by_an_adapter(base, tmp_path):
     assert set(answer) == {"input", "answer"}
 
 
+def test_a_method_without_a_prompt_needs_no_length(base, splits):
+    small = {**SMALL, "steps": 1, "learning_rate": 0.01, "method": LoRA(rank=2)}
+    with pytest.raises(pt.UserError, match="lora has no prompt, so PROMPT_LENGTH=3"):
+        pt.tune(base, splits["train"], **small)
+    del small["length"]
+    found = pt.tune(base, splits["train"], **small)
+    assert "lora(rank=2) at 6 sites" in repr(found.prompt)
+
+
 @pytest.mark.slow
 def test_every_method_saves_loads_and_answers_in_the_same_way(base, splits, tmp_path):
     methods = ["prompt_tuning", "p_tuning", "prefix_tuning", LoRA(rank=2), "ia3"]
