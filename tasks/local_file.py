@@ -65,6 +65,9 @@ def register_task(name: str, local: LocalTask) -> seqio.Task:
         _check_reach(name, label, output_features["targets"].vocabulary)
     splits = {split: _columns(local, split) for split in local.files}
     for split, columns in splits.items():
+        task_metrics.check_targets(
+            local.metrics, columns["targets"], local.files[split]
+        )
         for message in reach.messages(
             columns["texts"], columns["targets"], output_features["targets"].vocabulary
         ):

@@ -4,12 +4,13 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prompt_tuning import decoding, files, processes, report
 from prompt_tuning.checkpoints import base_models
 from prompt_tuning.checkpoints import prompt_file as prompt_card
+from prompt_tuning.data import answer_statistics
 from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.errors import UserError
@@ -21,12 +22,14 @@ from prompt_tuning.types import (
     ActivationDtype,
     BatchSize,
     FeatureLengths,
+    NonNegativeInt,
     PathText,
     Seed,
     WeightDtype,
 )
 
 if TYPE_CHECKING:
+    from prompt_tuning.inference.answerer import Evaluation
     from prompt_tuning.inference.prompt_evaluation import Table
 
 ANSWERS = "predictions.jsonl"
@@ -46,6 +49,7 @@ def evaluate(
     batch_size: BatchSize = 64,
     strategy: Callable[..., decoding.Strategy] | None = None,
     seed: Seed = 0,
+    bootstrap_samples: NonNegativeInt = 1000,
     output_dir: PathText | None = None,
     frozen_dtype: WeightDtype = "auto",
     activation_dtype: ActivationDtype = "auto",
@@ -73,6 +77,8 @@ def evaluate(
         ``eos_id``, such as `decoding.Beam`. None ranks labels, and is greedy where
         there are none; a strategy searches among the labels in place of ranking them.
       seed: for strategies that draw.
+      bootstrap_samples: how often rows are drawn for the metrics' 95 % intervals; 0 gives
+        none.
       output_dir: where ``results.json`` and ``predictions.jsonl`` go; None prints only.
       frozen_dtype: dtype of the weights.
       activation_dtype: dtype of the computation.
@@ -81,7 +87,8 @@ def evaluate(
       on_start: called with ``output_dir`` before anything else is written to it.
 
     Returns:
-      The metrics and what they were measured on. Of several prompts also each one's own,
+      The metrics with their intervals and what they were measured on; of a label set also
+      what `answer_statistics.of_labels` says and the calibration error. Of several prompts also each one's own,
       their mean, the best prompt's, and those of every rule that combines them.
 
     Raises:
@@ -162,17 +169,39 @@ def evaluate(
         "prompt": prompt_file if isinstance(prompt_file, str | None) else paths,
         "base_model": source.identity,
         "metrics": dict(outcome.metrics),
+        **_statistics(outcome, tasks[next(iter(tasks))].labels, bootstrap_samples),
         **(_of_several(table, combine) if several else {}),
         "versions": report.versions(),
     }
     if folder is not None and processes.is_first():
         files.write_json(folder / report.RESULTS_FILE, results)
-        lines = [
-            json.dumps({"answer": answer, "target": target})
-            for answer, target in zip(outcome.answers, outcome.targets)
-        ]
+        lines = [json.dumps(row, ensure_ascii=False) for row in _rows(outcome)]
         files.write_text(folder / ANSWERS, "\n".join(lines) + "\n")
     return results
+
+
+def _statistics(
+    outcome: "Evaluation", labels: Sequence[str] | None, samples: int
+) -> dict[str, Any]:
+    """What ``results.json`` says beside the metrics."""
+    found: dict[str, Any] = {}
+    if samples and outcome.intervals is not None:
+        found["intervals"] = outcome.intervals(samples)
+    if labels is not None:
+        found |= answer_statistics.of_labels(outcome.answers, outcome.targets, labels)
+    if outcome.probabilities:
+        found["calibration_error"] = answer_statistics.calibration_error(
+            outcome.probabilities, outcome.targets
+        )
+    return found
+
+
+def _rows(outcome: "Evaluation") -> Iterator[dict[str, Any]]:
+    """What is kept of each example."""
+    pairs = zip(outcome.answers, outcome.targets, strict=True)
+    for i, (answer, target) in enumerate(pairs):
+        scores = {"scores": outcome.probabilities[i]} if outcome.probabilities else {}
+        yield {"answer": answer, "target": target, **scores}
 
 
 def _of_several(table: "Table", combine: str) -> dict[str, Any]:

@@ -5,14 +5,18 @@ Percentages, as those of T5's own tasks are.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from prompt_tuning.data import sql_metrics, text_metrics
 from prompt_tuning.errors import UserError
 
 Metric = Callable[..., Mapping[str, float]]
+# What stands for an answer that is no number, as in T5's STS-B.
+NO_NUMBER = -1.0
 
 
 def accuracy(targets: Sequence, predictions: Sequence) -> dict[str, float]:
@@ -76,6 +80,50 @@ def balanced_accuracy(targets: Sequence, predictions: Sequence) -> dict[str, flo
     return {"balanced_accuracy": 100.0 * float(score)}
 
 
+def pearson(targets: Sequence, predictions: Sequence) -> dict[str, float]:
+    """Correlation of numbers, from -100 to 100; 0 where one side is constant.
+
+    An answer that is no number counts as -1, as in T5's STS-B.
+
+    >>> pearson(["1", "2", "3"], ["10", "20", "30"])["pearson"].__round__(6)
+    100.0
+    """
+    return {"pearson": _correlation("pearsonr", targets, predictions)}
+
+
+def spearman(targets: Sequence, predictions: Sequence) -> dict[str, float]:
+    """Correlation of ranks, otherwise as `pearson`.
+
+    >>> spearman(["1", "2", "3"], ["1", "2", "30"])["spearman"].__round__(6)
+    100.0
+    """
+    return {"spearman": _correlation("spearmanr", targets, predictions)}
+
+
+def _correlation(name: str, targets: Sequence, predictions: Sequence) -> float:
+    from scipy import stats
+
+    sides = [
+        [number(text, NO_NUMBER) for text in texts] for texts in (targets, predictions)
+    ]
+    if any(min(side) == max(side) for side in sides):
+        return 0.0
+    return 100.0 * float(getattr(stats, name)(*sides).statistic)
+
+
+def number(text: Any, default: float | None = None) -> float | None:
+    """A text as a finite number, or ``default``.
+
+    >>> number("4.2"), number("nan"), number("two", -1.0)
+    (4.2, None, -1.0)
+    """
+    try:
+        found = float(text)
+    except ValueError:
+        return default
+    return found if math.isfinite(found) else default
+
+
 def _sklearn() -> Any:
     # Imported late: it takes a second, which most commands do not want.
     from sklearn import metrics
@@ -87,41 +135,77 @@ def _pairs(targets: Sequence, predictions: Sequence) -> list[tuple]:
     return list(zip(targets, predictions, strict=True))
 
 
-METRICS: Mapping[str, Metric] = {
+# Metrics of one of a few answers, of numbers, and of free text.
+_OF_LABELS: Mapping[str, Metric] = {
     "accuracy": accuracy,
     "macro_f1": macro_f1,
     "f1": f1,
     "matthews": matthews,
     "balanced_accuracy": balanced_accuracy,
 }
+_OF_NUMBERS: Mapping[str, Metric] = {"pearson": pearson, "spearman": spearman}
+_OF_TEXT = {**text_metrics.METRICS, **sql_metrics.METRICS}
+METRICS: Mapping[str, Metric] = {**_OF_LABELS, **_OF_NUMBERS, **_OF_TEXT}
 
 
-def by_name(names: Sequence[str], labels: Sequence[str] | None = None) -> list[Metric]:
+def by_name(names: Sequence[Any], labels: Sequence[str] | None = None) -> list[Metric]:
     """Metric functions by their names in `METRICS`.
 
     Args:
-      names: of the metrics.
+      names: of the metrics; ``sql_execution`` is followed by a colon and the path of
+        its database, and a function stands for itself.
       labels: the task's; ``f1`` is that of the second of two, as GLUE has it.
 
     Raises:
-      UserError: no metric has the name, or it is not for these labels.
+      UserError: no metric has the name, it is not for these labels, or what it needs is
+        missing.
     """
     if isinstance(names, str):
         raise UserError(f"METRICS={names!r} is one text: give a list, ('{names}',)")
-    for name in names:
-        if name not in METRICS:
-            raise UserError(
-                f"no metric is called {name!r}: choose from {', '.join(METRICS)}"
-            )
-    found = dict(zip(names, [METRICS[name] for name in names], strict=True))
-    if "f1" in found:
+    return [_named(name, labels) for name in dict.fromkeys(names)]
+
+
+def _named(name: Any, labels: Sequence[str] | None) -> Metric:
+    if callable(name):
+        return name
+    kind, _, of = str(name).partition(":")
+    if kind not in METRICS or (of and kind != sql_metrics.EXECUTION):
+        raise UserError(
+            f"no metric is called {name!r}: choose from {', '.join(METRICS)}"
+        )
+    if kind == "f1":
         if labels is None or len(labels) != 2:
             raise UserError(
                 "the metric f1 is that of the second of two labels (LABEL_NAMES): take "
-                "macro_f1"
+                "macro_f1, or squad for the F1 of words"
             )
-        found["f1"] = functools.partial(f1, positive=labels[1])
-    return list(found.values())
+        return functools.partial(f1, positive=labels[1])
+    if kind in _OF_TEXT and labels is not None:
+        raise UserError(
+            f"the metric {kind} compares free texts, and the answers here are one of "
+            f"{len(labels)} labels: take accuracy, macro_f1 or another of labels"
+        )
+    if kind in _OF_NUMBERS:
+        check_targets([kind], labels or (), "LABEL_NAMES")
+    text_metrics.check_installed(kind)
+    if kind == sql_metrics.EXECUTION:
+        return functools.partial(sql_metrics.sql_execution, database=of)
+    return METRICS[kind]
+
+
+def check_targets(names: Sequence[Any], targets: Iterable[str], where: str) -> None:
+    """Refuses targets that a metric cannot compare.
+
+    Raises:
+      UserError: a metric of numbers has a target that is none.
+    """
+    found = [x for x in names if isinstance(x, str) and x in _OF_NUMBERS]
+    wrong = next((x for x in targets if number(x) is None), None) if found else None
+    if wrong is not None:
+        raise UserError(
+            f"{where}: the metric {found[0]} is of numbers, and {str(wrong)[:80]!r} is "
+            "none: take another metric"
+        )
 
 
 def strip(text: str, **unused_kwargs) -> str:

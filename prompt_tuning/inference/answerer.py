@@ -26,11 +26,22 @@ MOST_LENGTHS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Metrics of a split; answers and targets of its (first task's) examples."""
+    """Metrics of a split; answers and targets of its (first task's) examples.
+
+    Attributes:
+      metrics: by name.
+      answers: one for each example.
+      targets: likewise.
+      probabilities: of each example, those of the labels; empty where none were ranked.
+      intervals: bootstrap intervals of the metrics, from a number of samples; None where
+        nobody can say.
+    """
 
     metrics: Mapping[str, float]
     answers: Sequence[str]
     targets: Sequence[str]
+    probabilities: Sequence[Mapping[str, float]] = ()
+    intervals: Callable[[int], Mapping[str, tuple[float, float]]] | None = None
 
 
 class Answerer:

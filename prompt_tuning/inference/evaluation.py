@@ -4,13 +4,14 @@
 An `Answerer` gives the answers; seqio postprocesses them and computes the metrics.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import seqio
 
-from prompt_tuning.data import examples
+from prompt_tuning.data import answer_statistics, examples
 from prompt_tuning.data.feature_converter import PromptFeatureConverter
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference.answerer import Answerer, Evaluation, answer_all
@@ -85,10 +86,50 @@ class Split:
         for task in self._evaluator.eval_tasks:
             for name, value in results[task.name].items():
                 value = getattr(value, "value", value)
-                key = name if len(results) == 1 else f"{task.name}/{name}"
-                metrics[key] = float(value)
+                metrics[self._called(task, name)] = float(value)
         texts = [self._vocabulary.decode(ids.tolist()) for ids in answers[0]]
-        return Evaluation(metrics, texts, self.targets)
+        return Evaluation(
+            metrics,
+            texts,
+            self.targets,
+            intervals=functools.partial(self._intervals, answers),
+        )
+
+    def _called(self, task: seqio.Task, metric: str) -> str:
+        """A metric's name among those of all tasks of the split."""
+        alone = len(self._evaluator.eval_tasks) == 1
+        return metric if alone else f"{task.name}/{metric}"
+
+    def _intervals(
+        self, answers: Sequence[Sequence[np.ndarray]], samples: int
+    ) -> dict[str, tuple[float, float]]:
+        """See `Evaluation.intervals`."""
+        found: dict[str, tuple[float, float]] = {}
+        for task, given in zip(self._evaluator.eval_tasks, answers, strict=True):
+            targets, predictions = self._compared(task, given)
+            for metric in task.predict_metric_fns:
+                ends = answer_statistics.intervals(
+                    metric, targets, predictions, samples
+                )
+                found |= {self._called(task, name): x for name, x in ends.items()}
+        return found
+
+    def _compared(
+        self, task: seqio.Task, answers: Sequence[np.ndarray]
+    ) -> tuple[list[Any], list[Any]]:
+        """Targets and answers as the task's metrics are given them."""
+        vocabulary = task.output_features["targets"].vocabulary
+        cached = self._evaluator.cached_task_datasets[task.name].as_numpy_iterator()
+        targets, predictions = [], []
+        for example, ids in zip(cached, answers, strict=True):
+            for side, tokens in ((targets, example["targets"]), (predictions, ids)):
+                text = vocabulary.decode([int(i) for i in tokens])
+                side.append(
+                    task.postprocess_fn(
+                        text, example=example, is_target=side is targets
+                    )
+                )
+        return targets, predictions
 
 
 class Evaluator(Split):

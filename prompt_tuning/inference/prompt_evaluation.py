@@ -122,7 +122,7 @@ def evaluate(
         for rows in first.rows
     ]
     alone = {
-        name: split.measure([[each[e][1] for each in task] for task in given])
+        name: _measured(split, [[each[e] for each in task] for task in given])
         for e, (name, split) in enumerate(splits.items())
     }
     return Table(alone, dict(_combined(first, prompts, given)))
@@ -151,14 +151,27 @@ def _combined(
 ) -> Iterator[tuple[str, Evaluation]]:
     metrics = [ensembles.validation_metric(prompt.card) for prompt in prompts]
 
-    def ids(each: Sequence[tuple[Answer, np.ndarray]], rule) -> np.ndarray:
-        text = rule([answer for answer, _ in each], metrics).text
-        return next(ids for answer, ids in each if answer.text == text)
+    def together(each: Sequence[tuple[Answer, np.ndarray]], rule):
+        answer = rule([answer for answer, _ in each], metrics)
+        ids = next(ids for one, ids in each if one.text == answer.text)
+        return answer, ids
 
     for name, rule in ensembles.RULES.items() if len(prompts) > 1 else ():
         try:
-            answers = [[ids(each, rule) for each in task] for task in given]
+            answers = [[together(each, rule) for each in task] for task in given]
         except UserError:
             # A rule that these prompts do not allow has no place in the table.
             continue
-        yield name, split.measure(answers)
+        yield name, _measured(split, answers)
+
+
+def _measured(
+    split: Split, given: Sequence[Sequence[tuple[Answer, np.ndarray]]]
+) -> Evaluation:
+    """The evaluation of one answer to each example, with its labels' probabilities."""
+    found = split.measure([[ids for _, ids in task] for task in given])
+    scores = [answer.scores for answer, _ in given[0]]
+    known = [each for each in scores if each is not None]
+    if len(known) < len(scores):
+        return found
+    return dataclasses.replace(found, probabilities=known)

@@ -208,6 +208,7 @@ def tune(
     rows.check_labels(splits[TRAIN], names, TRAIN)
     if validation is not None:
         splits[VALIDATION] = read(validation, VALIDATION)
+        task_metrics.check_targets(metrics, splits[VALIDATION].answers, VALIDATION)
         rows.warn_of_shared(splits[TRAIN], splits[VALIDATION])
     task = MemoryTask(
         _name(name),
@@ -215,7 +216,7 @@ def tune(
         vocabulary,
         labels=names,
         template=template,
-        metrics=[_metric(metric, names) for metric in metrics],
+        metrics=task_metrics.by_name(metrics, names),
         input_length=input_length,
         label_scores=label_scores,
     )
@@ -430,11 +431,6 @@ def _own_values(prompts: Any) -> Any:
                 f"{', '.join(OWN_VALUES)}"
             )
     return prompts
-
-
-def _metric(given: Any, labels: Sequence[str] | None) -> Metric:
-    metric: Metric = given
-    return metric if callable(given) else task_metrics.by_name([given], labels)[0]
 
 
 def _whole(value: Any, name: str, least: int = 1, most: int = 2**31 - 1) -> int:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``eval`` of one prompt, of several together and of the model alone, by one engine."""
 
+import itertools
 import json
 import pathlib
 
@@ -10,6 +11,7 @@ import pytest
 from prompt_tuning import decoding
 from prompt_tuning.checkpoints import base_models, prompt_file
 from prompt_tuning.commands import evaluate
+from prompt_tuning.data import answer_statistics
 from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference.engine import Engine
@@ -128,10 +130,23 @@ def test_one_prompt_is_answered_as_in_training(
     want = evaluator({**source.params, "prompts": {"task": array}})
     assert found["metrics"] == want.metrics
     lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [
-        {"answer": answer, "target": target}
-        for answer, target in zip(want.answers, want.targets, strict=True)
-    ]
+    kept = [json.loads(line) for line in lines]
+    pairs = list(zip(want.answers, want.targets, strict=True))
+    assert [(row["answer"], row["target"]) for row in kept] == pairs
+    low, high = found["intervals"]["accuracy"]
+    assert low <= found["metrics"]["accuracy"] <= high
+    assert found["intervals"] == want.intervals(1000)
+    if labels is None:
+        assert all(row.keys() == {"answer", "target"} for row in kept)
+        assert "confusion" not in found
+        return
+    assert all(max(r["scores"], key=r["scores"].get) == r["answer"] for r in kept)
+    for one, other in itertools.product(labels, labels):
+        assert found["confusion"][one][other] == pairs.count((other, one))
+    assert found["illegal_answers"] == 0
+    assert found["calibration_error"] == answer_statistics.calibration_error(
+        [row["scores"] for row in kept], [row["target"] for row in kept]
+    )
 
 
 def test_labels_are_those_of_the_card(evaluated, prompts):

@@ -239,8 +239,6 @@ def test_metrics():
     assert f1 == pytest.approx(100 * (2 / 3 + 1 / 2) / 3)
     with pytest.raises(ValueError, match="zip"):
         metrics.accuracy(["a"], [])
-    with pytest.raises(UserError, match="'rouge': choose from accuracy, macro_f1"):
-        metrics.by_name(["rouge"])
 
 
 # Templates
@@ -379,7 +377,12 @@ def test_vocabulary_of_a_local_file(local):
         ),
         (TSV, {"label_names": "positive"}, "give a list of texts"),
         (TSV, {"label_names": ["a", "a"]}, "must be two or more different ones"),
-        (TSV, {"metrics": ["bleu"]}, "no metric is called 'bleu'"),
+        (TSV, {"metrics": ["bleus"]}, "no metric is called 'bleus'"),
+        (
+            TSV,
+            {"metrics": ["pearson"], "label_names": None, "target_column": "sentence"},
+            "the metric pearson is of numbers, and 'a \"fine film' is none",
+        ),
         (TSV, {"vocabulary": "none"}, "no vocabulary is called 'none'"),
         (TSV, {"template": "{sentence"}, "lone '{'"),
     ],

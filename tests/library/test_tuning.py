@@ -224,7 +224,7 @@ def test_every_method_saves_loads_and_answers_in_the_same_way(base, splits, tmp_
         ({"learning_rate": []}, "must list different rates"),
         ({"label_scores": "max"}, "label_scores='max' must be 'sum'"),
         ({"validation": None, "patience": 2}, "waits for evaluations"),
-        ({"metrics": ["bleu"]}, "no metric is called 'bleu'"),
+        ({"metrics": ["bleu"]}, "metric bleu compares free texts"),
         ({"metrics": "accuracy"}, "metrics='accuracy' must be a list"),
         ({"name": ""}, "name='' must be a word"),
         ({"init": "nowhere"}, "no prompt_init is called 'nowhere'"),
