@@ -85,7 +85,8 @@ def start(words: list[str], log: pathlib.Path) -> multiprocessing.Process:
 
 def kill(process: multiprocessing.Process) -> bool:
     """Kills a process; whether it was still there."""
-    os.kill(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL)
     process.join()
     return process.exitcode == -signal.SIGKILL
 

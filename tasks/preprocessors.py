@@ -3,7 +3,6 @@
 
 from collections.abc import Sequence
 
-import seqio
 import tensorflow as tf
 
 # T5's target of a row whose label is withheld (-1), as in GLUE's test splits.
@@ -39,7 +38,6 @@ def label_and_text(
     """
     names = tf.constant([*labels, WITHHELD])
 
-    @seqio.map_over_dataset
     def convert(row):
         parts = [task_name] if task_name else []
         for column in columns:
@@ -50,4 +48,4 @@ def label_and_text(
             "targets": names[tf.where(label < 0, len(labels), label)],
         }
 
-    return convert(ds)
+    return ds.map(convert, tf.data.AUTOTUNE)

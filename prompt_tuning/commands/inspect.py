@@ -62,7 +62,9 @@ def inspect(
     if not where.strip():
         raise UserError("an empty path names nothing: give a prompt, a model or a run")
     views = run_view.describe(pathlib.Path(where)) if os.path.exists(where) else {}
-    parts = [_table(title, _plain(facts)) for title, facts in views.items()]
+    parts: list[rich.console.RenderableType] = [
+        _table(title, _plain(facts)) for title, facts in views.items()
+    ]
     prompts = [] if os.path.isfile(where) and views else _prompts(where)
     if (model := _model_path(where)) is not None:
         parts.append(_model(base_models.open_checkpoint(model)))
@@ -152,7 +154,7 @@ def _model(source: Source) -> rich.console.Group:
     return _table(f"model {source.path}", rows)
 
 
-def _run(folder: str) -> list[rich.table.Table]:
+def _run(folder: str) -> list[rich.console.Group]:
     """The checkpoints of a run, if the folder holds any."""
     # Imported late: it brings Orbax, which a prompt does without.
     from prompt_tuning.training.run_checkpoints import Checkpoints

@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from prompt_tuning import decoding, processes
 from prompt_tuning.data import buckets, label_sets
 from prompt_tuning.data.label_sets import Encoder, label_tokens
 from prompt_tuning.devices import sharding
 from prompt_tuning.network.model import Model
-from prompt_tuning.types import Array, Params
+from prompt_tuning.types import Params
 
 # The most lengths that batches of a split are padded to: each is one more program.
 MOST_LENGTHS = 4
@@ -107,7 +108,9 @@ class Answerer:
 
         self._predict = jax.jit(predict)
 
-    def scores(self, params: Params, tokens: np.ndarray) -> Array:  # [B, C]
+    def scores(
+        self, params: Params, tokens: np.ndarray
+    ) -> jax.Array | np.ndarray:  # [B, C]
         """Log-likelihood of every label."""
         ranked = self._rank(params, self._spread(tokens), self._label_ids)
         return processes.whole(ranked)[: len(tokens)]
@@ -128,7 +131,7 @@ class Answerer:
         best = np.argmax(compared, axis=-1)
         return self._label_ids[best]
 
-    def _spread(self, tokens: np.ndarray) -> Array:
+    def _spread(self, tokens: ArrayLike) -> ArrayLike:
         return (
             tokens if self._mesh is None else sharding.spread_rows(tokens, self._mesh)
         )

@@ -406,7 +406,7 @@ def _with_held(key: ProgramKey, held: Adapters | None) -> tuple:
     return (*key, held.shapes if held else "")
 
 
-def _edges(longest: int) -> list[int]:
+def _edges(longest: int) -> tuple[int, ...]:
     """Lengths up to the longest, each at most `EDGE_FACTOR` times the one below."""
     shortest = min(SHORTEST_EDGE, longest)
     steps = math.ceil(math.log(longest / shortest) / math.log(EDGE_FACTOR))

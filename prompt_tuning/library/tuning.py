@@ -3,7 +3,6 @@
 
 import dataclasses
 import functools
-import math
 import pathlib
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,12 +14,10 @@ from prompt_tuning import files, plots, report
 from prompt_tuning.checkpoints import cards
 from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.data import label_sets
-from prompt_tuning.data import metrics as task_metrics
 from prompt_tuning.data.label_sets import LabelNames
 from prompt_tuning.data.metrics import Metric
-from prompt_tuning.data.rows import is_text
 from prompt_tuning.errors import UserError
-from prompt_tuning.library import models, rows
+from prompt_tuning.library import checks, models, rows
 from prompt_tuning.library.memory_task import (
     LOG_LIKELIHOOD,
     TRAIN,
@@ -29,7 +26,6 @@ from prompt_tuning.library.memory_task import (
     MemoryTask,
 )
 from prompt_tuning.library.tuned_prompt import TunedPrompt
-from prompt_tuning.methods import registry
 from prompt_tuning.methods.method import Method
 from prompt_tuning.runs import identity
 from prompt_tuning.runs import tune as runs
@@ -44,19 +40,9 @@ from prompt_tuning.training.trackers import Given
 RATES = (0.03, 0.1, 0.3, 1.0)
 # Of methods whose leaves are no rows of the model's scale.
 SMALL_RATES = (0.001, 0.003, 0.01, 0.03)
-LENGTH, SWEEP_SHARE, LEAST_SWEEP_STEPS = 20, 10, 20
+LENGTH = 20
+SWEEP_SHARE, LEAST_SWEEP_STEPS = 10, 20
 SWEEP_FOLDER = "learning_rates"
-# What each of several prompts may set for itself.
-OWN_VALUES = (
-    "name",
-    "seed",
-    "learning_rate",
-    "batch_size",
-    "method",
-    "prompt_length",
-    "prompt_init",
-    "placement",
-)
 
 
 class Picture(bytes):
@@ -178,7 +164,7 @@ def tune(
         the highest likelihood of the right answers.
       seed: of the start and the order of examples.
       prompts: several prompts to tune side by side, each a dict of what is its own
-        (`OWN_VALUES`); a list of values stands for a prompt of each.
+        (`checks.OWN_VALUES`); a list of values stands for a prompt of each.
       metrics: names among `metrics.METRICS`, or functions of targets and answers that
         give values by name, the higher the better.
       label_scores: how labels are compared: 'sum', by their likelihood, or 'mean', by
@@ -211,7 +197,7 @@ def tune(
         task_metrics.check_targets(metrics, splits[VALIDATION].answers, VALIDATION)
         rows.warn_of_shared(splits[TRAIN], splits[VALIDATION])
     task = MemoryTask(
-        _name(name),
+        checks.name(name),
         splits,
         vocabulary,
         labels=names,
@@ -223,13 +209,13 @@ def tune(
     data = MemoryData(
         task=task, eval_split=VALIDATION if validation is not None else None
     )
-    method, own_values = _method(method), _own_values(prompts)
-    methods = _methods(method, own_values)
+    method, own_values = checks.method(method), checks.own_values(prompts)
+    methods = checks.methods(method, own_values)
     own_starts = [
         each.kind for each in methods if not (each.has_prompt and each.uses_rows)
     ]
     if length is not None:
-        length = _whole(length, "length", most=cards.LARGEST)
+        length = checks.whole(length, "length", most=cards.LARGEST)
     elif any(each.has_prompt for each in methods):
         length = LENGTH
     if init is not None and own_starts:
@@ -238,8 +224,12 @@ def tune(
             "a start of its own: leave init out"
         )
     if init is None and not own_starts:
-        init = "class_labels" if names and len(names) <= length else "sampled_vocab"
-    rates = _rates(learning_rate, SMALL_RATES if own_starts else RATES)
+        init = (
+            "class_labels"
+            if names and len(names) <= (length or LENGTH)
+            else "sampled_vocab"
+        )
+    rates = checks.rates(learning_rate, SMALL_RATES if own_starts else RATES)
     tuning = functools.partial(
         Tuning,
         method=method,
@@ -257,8 +247,8 @@ def tune(
         data=data,
         tuning=tuning(optimizer=optimizer_at(rates[0])),
         schedule=Schedule(steps, eval_period, patience=patience),
-        batch_size=_whole(batch_size, "batch_size"),
-        seed=_whole(seed, "seed", 0, 2**32 - 1),
+        batch_size=checks.whole(batch_size, "batch_size"),
+        seed=checks.whole(seed, "seed", 0, 2**32 - 1),
         prompts=own_values,
         optimizer_at=optimizer_at,
         trackers=trackers,
@@ -364,85 +354,3 @@ def choose_rate(
     told = ", ".join(f"{each:g} {score:.4f}" for each, score in scores.items())
     report.say(f"mean log-likelihood of the right answers: {told}; taking {rate:g}")
     return rate
-
-
-def _rates(given: Any, usual: tuple[float, ...]) -> tuple[float, ...]:
-    """The learning rates to choose from."""
-    if given is None:
-        return usual
-    values = given if isinstance(given, Sequence) else [given]
-    for value in values:
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 < value < math.inf
-        ):
-            raise UserError(
-                f"learning_rate={given!r} must be a number above 0, a list of such "
-                "numbers to choose from, or None"
-            )
-    if not values or len(set(values)) < len(values):
-        raise UserError(f"learning_rate={given!r} must list different rates")
-    return tuple(values)
-
-
-def _method(given: Any) -> Method:
-    """A method by its kind or as it is.
-
-    Raises:
-      UserError: it is none, or one whose result is a whole model.
-    """
-    if not isinstance(given, Method | str):
-        raise UserError(
-            f"method={given!r} must be the kind of a method, e.g. 'lora', or a method "
-            "with its options, e.g. LoRA(rank=4)"
-        )
-    method = registry.named(given)
-    if method.result == "model":
-        raise UserError(
-            f"method={given!r} tunes the model itself, which is no prompt: `prompt-tuning "
-            "train --gin_file=methods/model_tuning.gin` does that, and pt.load takes "
-            "what it writes"
-        )
-    return method
-
-
-def _methods(common: Method, prompts: Any) -> list[Method]:
-    """All that take part: the common one, and those that prompts set for themselves."""
-    found = [common]
-    for each in prompts or ():
-        given = each.get("method", ())
-        listed = given if isinstance(given, list | tuple) else [given]
-        found += map(_method, listed)
-    return found
-
-
-def _own_values(prompts: Any) -> Any:
-    """What several prompts set for themselves."""
-    for each in prompts or ():
-        if not isinstance(each, Mapping):
-            raise UserError(
-                f"prompts={prompts!r} must be a list of dicts, e.g. [{{'seed': [0, 1]}}]"
-            )
-        unknown = [key for key in each if key not in OWN_VALUES]
-        if unknown:
-            raise UserError(
-                f"prompts cannot set {unknown[0]!r}; a prompt's own values are "
-                f"{', '.join(OWN_VALUES)}"
-            )
-    return prompts
-
-
-def _whole(value: Any, name: str, least: int = 1, most: int = 2**31 - 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"{name}={value!r} must be a whole number, {least} or more")
-    if value > most:
-        raise UserError(f"{name}={value!r} must be {most} or less")
-    return value
-
-
-def _name(given: Any) -> str:
-    sound = isinstance(given, str) and given.strip(" .") and "/" not in given
-    if not sound or not is_text(given):
-        raise UserError(f"name={given!r} must be a word that files can be called by")
-    return given

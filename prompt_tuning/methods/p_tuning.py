@@ -8,7 +8,7 @@ their starts are those of PEFT's `PromptEncoder`. The encoder is left out of wha
 
 import dataclasses
 import itertools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ class PTuning(Method, kind="p_tuning"):
         width = start.rows.shape[1]
         hidden = self.hidden or width
         keys = iter(jax.random.split(key, 3 + 2 * self.num_layers))
-        leaves = {"rows": start.rows}
+        leaves: dict[str, Any] = {"rows": start.rows}
         if self.encoder == "lstm":
             for layer in range(self.num_layers):
                 inputs = 2 * hidden if layer else width
@@ -83,13 +83,14 @@ class PTuning(Method, kind="p_tuning"):
 def _cell(key: Array, inputs: int, hidden: int) -> dict[str, Array]:
     """The leaves of an LSTM cell; gates in PyTorch's order: input, forget, cell, output."""
     keys = jax.random.split(key, 3)
+    biases = [
+        torch_uniform(k, (4 * hidden,), hidden) for k in jax.random.split(keys[2])
+    ]
     return {
         "input": torch_uniform(keys[0], (inputs, 4 * hidden), hidden),
         "recurrent": torch_uniform(keys[1], (hidden, 4 * hidden), hidden),
         # PyTorch has two biases, of which only the sum matters.
-        "bias": sum(
-            torch_uniform(k, (4 * hidden,), hidden) for k in jax.random.split(keys[2])
-        ),
+        "bias": biases[0] + biases[1],
     }
 
 

@@ -4,6 +4,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -83,7 +84,7 @@ class Model:
     ) -> Array:  # [B, S, V]
         """Teacher-forced logits; dropout is on where an rng is given."""
         _, hidden = self.states(params, batch, dropout_rng)
-        return self.network.apply(variables(params), hidden, method="logits")
+        return self._apply(params, hidden, method="logits")
 
     def states(
         self, params: Params, batch: Batch, dropout_rng: Array | None = None
@@ -101,11 +102,9 @@ class Model:
                 batch.get("encoder_segment_ids"),
             ),
         }
-        encoded = self.network.apply(
-            variables(params), tokens, method="encode", **kwargs
-        )
-        hidden = self.network.apply(
-            variables(params),
+        encoded = self._apply(params, tokens, method="encode", **kwargs)
+        hidden = self._apply(
+            params,
             encoded,
             tokens,
             batch["decoder_input_tokens"],
@@ -117,6 +116,10 @@ class Model:
         )
         return encoded, hidden
 
+    def _apply(self, params: Params, *args: Any, **kwargs: Any) -> Any:
+        """Flax's ``apply`` where nothing is mutable, which then gives no pair."""
+        return self.network.apply(variables(params), *args, **kwargs)
+
     def _over_targets(
         self,
         of_logits: Callable[[Array, Array], PyTree],
@@ -127,7 +130,7 @@ class Model:
         """A function of logits [B, s, V] and targets [B, s], for all targets [B, S]."""
 
         def of_hidden(hidden: Array, targets: Array) -> PyTree:
-            logits = self.network.apply(variables(params), hidden, method="logits")
+            logits = self._apply(params, hidden, method="logits")
             return of_logits(logits, targets)
 
         # While a program for several devices is traced, shapes are those of all.
@@ -225,9 +228,8 @@ class Model:
             its neighbours, and scores minus infinity.
           where: whose the rows are; one owner's by default.
         """
-        state = variables(params)
-        encoded = self.network.apply(
-            state,
+        encoded = self._apply(
+            params,
             encoder_input_tokens,
             enable_dropout=False,
             where=where,
@@ -238,8 +240,8 @@ class Model:
         def score(label: Array) -> Array:  # [S] or [B, S] -> [B]
             targets = jnp.broadcast_to(label, (rows, label.shape[-1]))
             inputs = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
-            logits = self.network.apply(
-                state,
+            logits = self._apply(
+                params,
                 encoded,
                 encoder_input_tokens,
                 inputs,
@@ -285,8 +287,8 @@ class Model:
         """
         batch, count = encoder_input_tokens.shape[0], strategy.num_decodes
         forced = decoding.forced_tokens(decoder_prefix, batch, strategy, constraint)
-        encoded = self.network.apply(
-            variables(params),
+        encoded = self._apply(
+            params,
             encoder_input_tokens,
             enable_dropout=False,
             where=where,

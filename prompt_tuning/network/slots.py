@@ -92,7 +92,7 @@ class LowRank(_ByOwner):
       b: [L, K, r, out].
     """
 
-    FIELDS = ("a", "b")
+    FIELDS: ClassVar[tuple[str, ...]] = ("a", "b")
     a: Array
     b: Array
     place: Array
@@ -121,7 +121,7 @@ class Scale(_ByOwner):
       by: [L, K, width].
     """
 
-    FIELDS = ("by",)
+    FIELDS: ClassVar[tuple[str, ...]] = ("by",)
     NEUTRAL = 1.0
     by: Array
     place: Array
@@ -150,7 +150,7 @@ class Offset(_ByOwner):
       b: [L, K, r, width].
     """
 
-    FIELDS = ("a", "b")
+    FIELDS: ClassVar[tuple[str, ...]] = ("a", "b")
     a: Array
     b: Array
     place: Array
@@ -196,7 +196,7 @@ class Generator(_ByOwner):
       up: [L, K, m, H].
     """
 
-    FIELDS = ("down", "pool", "rational", "up")
+    FIELDS: ClassVar[tuple[str, ...]] = ("down", "pool", "rational", "up")
     NUMERATOR: ClassVar[int] = 7
     down: Array
     pool: Array
@@ -253,7 +253,7 @@ class Prefix(_ByOwner):
       is_there: 1 for those of an owner whose prefix is shorter than P too: [L, K, P].
     """
 
-    FIELDS = ("keys", "values")
+    FIELDS: ClassVar[tuple[str, ...]] = ("keys", "values")
     DERIVED = ("is_there",)
     keys: Array
     values: Array

@@ -28,7 +28,7 @@ from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import T5Config, Transformer
 from prompt_tuning.training import optimizers
 from prompt_tuning.training.step import TrainState, make_train_step
-from prompt_tuning.types import Batch, Params, PyTree
+from prompt_tuning.types import Params, PyTree
 
 TRAIN, RANK, DECODE = STEPS = ("train", "rank", "decode")
 # The one member of a run that is planned.
@@ -192,7 +192,7 @@ def param_shardings(work: Workload, mesh: Mesh | AbstractMesh) -> Params:
 
 def abstract_arguments(
     work: Workload, mesh: Mesh | AbstractMesh | None = None
-) -> tuple[PyTree, Params, Batch]:
+) -> tuple[PyTree, Params, Mapping[str, jax.ShapeDtypeStruct]]:
     """The arguments of `Workload.program` as shapes.
 
     Returns:

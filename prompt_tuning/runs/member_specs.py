@@ -7,7 +7,7 @@ whole model. All are members that differ in these values and in nothing else.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import optax
 
@@ -73,6 +73,7 @@ class MemberSpec:
     own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+_Start: TypeAlias = PromptInit | str | None
 # What PROMPTS may set, and the values that it takes (see `values`).
 OWN_VALUES: dict[str, Any] = {
     "mixture_or_task_name": str,
@@ -83,7 +84,7 @@ OWN_VALUES: dict[str, Any] = {
     "batch_size": BatchSize,
     "method": Method | str,
     "prompt_length": PromptLength,
-    "prompt_init": PromptInit | str | None,
+    "prompt_init": _Start,
     "placement": str,
     "seed": Seed,
     "learning_rate": LearningRate,
