@@ -167,7 +167,8 @@ def by_name(names: Sequence[Any], labels: Sequence[str] | None = None) -> list[M
 
 def _named(name: Any, labels: Sequence[str] | None) -> Metric:
     if callable(name):
-        return name
+        given: Any = name
+        return given
     kind, _, of = str(name).partition(":")
     if kind not in METRICS or (of and kind != sql_metrics.EXECUTION):
         raise UserError(

@@ -77,7 +77,8 @@ def _answered(target: str, prediction: str) -> tuple[float, float]:
     """Exact match and F1 of words, from 0 to 1."""
     wanted, given = _words(target), _words(prediction)
     if not wanted or not given:
-        return (float(wanted == given),) * 2
+        same = float(wanted == given)
+        return same, same
     common = sum((collections.Counter(wanted) & collections.Counter(given)).values())
     return float(wanted == given), 2 * common / (len(wanted) + len(given))
 

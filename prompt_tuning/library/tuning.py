@@ -14,6 +14,7 @@ from prompt_tuning import files, plots, report
 from prompt_tuning.checkpoints import cards
 from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.data import label_sets
+from prompt_tuning.data import metrics as task_metrics
 from prompt_tuning.data.label_sets import LabelNames
 from prompt_tuning.data.metrics import Metric
 from prompt_tuning.errors import UserError
