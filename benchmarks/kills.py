@@ -190,7 +190,7 @@ def pretraining(given: pathlib.Path) -> Work:
     return Work(
         lambda folder: [*words, f"--gin.MODEL_DIR={folder / 'run'}"],
         lambda folder: {
-            "model": (folder / "run" / model_file.FILE).read_bytes(),
+            "model": (folder / "run" / "model" / model_file.FILE).read_bytes(),
             "files": "\n".join(
                 sorted(p.name for p in (folder / "run").iterdir())
             ).encode(),
