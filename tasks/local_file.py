@@ -15,6 +15,7 @@ from prompt_tuning.data.template import Positions
 from prompt_tuning.errors import UserError
 from prompt_tuning.tasks import features, labels, sources
 
+TRAIN = "train"
 _REGISTERED: set[str] = set()
 
 
@@ -72,6 +73,10 @@ def register_task(name: str, local: LocalTask) -> seqio.Task:
             columns["texts"], columns["targets"], output_features["targets"].vocabulary
         ):
             report.say(f"{local.files[split]}: {message}")
+        if split != TRAIN and TRAIN in splits:
+            texts = [list(map(tuple, splits[each]["texts"])) for each in (TRAIN, split)]
+            if message := reach.shared_rows(*texts):
+                report.say(f"{local.files[split]}: {message}")
     if name in _REGISTERED:
         seqio.TaskRegistry.remove(name)
     elif name in seqio.TaskRegistry.names() or name in seqio.MixtureRegistry.names():

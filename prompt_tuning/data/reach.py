@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a vocabulary cannot say of a task's texts, told before anything is trained."""
+"""What keeps a task's figures from what they seem to say, told before training: texts and
+targets that the vocabulary lacks, rows that are trained on as well."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Protocol
 
 from prompt_tuning.errors import UserError
@@ -76,3 +77,14 @@ def messages(
             f"{lost[0][:80]!r}: no answer is ever equal to them"
         )
     return found
+
+
+def shared_rows(train: Iterable[Hashable], evaluated: Sequence[Hashable]) -> str | None:
+    """A line for the user if texts of a split are texts of the training split, too."""
+    seen = set(train)
+    if not (shared := sum(text in seen for text in evaluated)):
+        return None
+    return (
+        f"{shared} of {len(evaluated)} rows have the text of a row of train: their "
+        "metrics say more than the prompt can do"
+    )

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from prompt_tuning.data import label_sets
+from prompt_tuning.data import label_sets, reach
 from prompt_tuning.data.label_sets import LabelNames
 from prompt_tuning.data.rows import is_text
 from prompt_tuning.data.template import Template
@@ -135,14 +135,8 @@ def check_labels(rows: Rows, names: Sequence[str] | None, what: str) -> None:
 
 def warn_of_shared(train: Rows, validation: Rows) -> None:
     """Warns of validation examples that are trained on, too."""
-    seen = set(train.texts)
-    shared = sum(text in seen for text in validation.texts)
-    if shared:
-        warnings.warn(
-            f"{shared} of {len(validation)} validation rows have the text of a row of "
-            "train: their metrics say more than the prompt can do",
-            stacklevel=3,
-        )
+    if message := reach.shared_rows(train.texts, validation.texts):
+        warnings.warn(f"validation: {message}", stacklevel=3)
 
 
 def _pairs(

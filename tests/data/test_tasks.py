@@ -440,3 +440,17 @@ def test_sst2_as_a_local_file(shared):
     text = b"sentence: it 's a charming and often affecting journey ."
     assert row["inputs_pretokenized"] == text
     assert np.array_equal(row["targets"], [106, 1])
+
+
+def test_rows_of_train_in_another_split_are_said(tmp_path, capsys):
+    for name, lines in {
+        "train": ["a fine film\tgood", "a dull film\tbad"],
+        "dev": ["a dull film\tgood", "a long film\tbad"],
+        "test": ["a short film\tbad"],
+    }.items():
+        (tmp_path / f"{name}.tsv").write_text("\n".join(["s\tlabel", *lines, ""]))
+    files = {name: str(tmp_path / f"{name}.tsv") for name in ("train", "dev", "test")}
+    local_file.register("test_tasks_shared", files, "{s}")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "dev.tsv: 1 of 2 rows have the text of a row of train" in said
+    assert "test.tsv" not in said

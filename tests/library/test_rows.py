@@ -134,5 +134,5 @@ def test_free_text_must_be_text():
 
 def test_shared_rows_are_warned_of():
     train, dev = rows.read(PAIRS, "train"), rows.read(PAIRS[:1] * 2, "validation")
-    with pytest.warns(UserWarning, match="2 of 2 validation rows have the text of"):
+    with pytest.warns(UserWarning, match="validation: 2 of 2 rows have the text of"):
         rows.warn_of_shared(train, dev)

@@ -42,7 +42,7 @@ def splits(reviews):
 @pytest.fixture(scope="module")
 def run(base, splits):
     # The local task's validation rows are training rows, too.
-    with pytest.warns(UserWarning, match="4 of 4 validation rows"):
+    with pytest.warns(UserWarning, match="4 of 4 rows"):
         return pt.tune(
             base,
             splits["train"],
