@@ -37,7 +37,11 @@ TINY = {
 }
 SMALL = [f"--gin.T5Config.{name}={value}" for name, value in TINY.items()]
 # A value for every macro that a file leaves to the user.
-REQUIRED = {"CLASS_LABELS": "('good', 'bad')", "PROMPT_TEXT": "a good film"}
+REQUIRED = {
+    "CLASS_LABELS": "('good', 'bad')",
+    "PROMPT_TEXT": "a good film",
+    "ATTEMPT_SOURCES": "('source.npy',)",
+}
 
 
 def files(kind):
@@ -79,8 +83,14 @@ def train(folder, reviews, checkpoint, *arguments):
     return results
 
 
+def required(kind, name):
+    """The values that a file leaves to the user."""
+    used = re.findall(r"= %(\w+)", (CONFIGS / kind / name).read_text())
+    return [f"{macro}={REQUIRED[macro]}" for macro in used if macro in REQUIRED]
+
+
 def method_of(name):
-    config.parse(configuration.parse([f"methods/{name}"], []))
+    config.parse(configuration.parse([f"methods/{name}"], required("methods", name)))
     # To copy what is bound is how gin makes the value of it.
     return copy.deepcopy(gin.query_parameter("%METHOD"))
 
@@ -90,14 +100,24 @@ FAST = ("prompt_tuning.gin", "residual_prompt.gin", "lora.gin")
 
 
 @pytest.mark.parametrize("name", few("methods", FAST))
-def test_methods(name, tmp_path, reviews, tiny_checkpoint):
+def test_methods(name, tmp_path, reviews, tiny_checkpoint, monkeypatch):
     method = method_of(name)
+    monkeypatch.chdir(tmp_path)
+    np.save("source.npy", np.ones((3, TINY["emb_dim"]), np.float32))
     arguments = [f"--gin_file=methods/{name}", "--gin_file=models/tiny.gin"]
+    arguments += [f"--gin.{value}" for value in required("methods", name)]
     if method.has_prompt:
         arguments.append("--prompt_length=3")
     results = train(tmp_path, reviews, tiny_checkpoint, *arguments)
     assert results["method"] == method.describe()
-    assert (tmp_path / member_specs.FILES[method.result]).exists()
+    written = tmp_path / member_specs.FILES[method.result]
+    assert written.exists()
+    if method.result == "model":
+        # Whole, and what did not move is what was read.
+        before, after = map(model_file.open_checkpoint, (tiny_checkpoint, written))
+        assert after.specs == before.specs
+        same = [n for n in after.specs if (after.read(n) == before.read(n)).all()]
+        assert (same == []) == (method.kind == "model_tuning")
 
 
 @pytest.mark.parametrize("name", files("methods"))
@@ -109,6 +129,8 @@ def test_the_head_of_a_method_file_is_true(name):
     usual = registry.METHODS[method.kind]()
     if method.kind == "composed":  # Its parts have rates of their own.
         usual = dataclasses.replace(usual, rates=(1.0, 0.01))
+    if method.kind == "attempt":  # Without prompts there is nothing to mix.
+        usual = dataclasses.replace(usual, sources=method.sources)
     assert method == usual
     assert name == f"{method.kind}.gin"
     assert re.search(r"https://arxiv.org/abs/\d{4}\.\d{5}", head)
@@ -116,7 +138,7 @@ def test_the_head_of_a_method_file_is_true(name):
     length = file.macros_set["PROMPT_LENGTH"]
     assert (length > 0) == method.has_prompt
     if method.result == "model":
-        tuned, _ = registry.split(base, method.rules)
+        tuned, _ = jax.eval_shape(method.split, base)
     else:
         rows = jax.ShapeDtypeStruct((length, BASE.emb_dim), np.float32)
         start = Start(rows, base["token_embedder"]["embedding"], base)
@@ -132,17 +154,12 @@ def test_every_method_has_a_file():
 
 @pytest.mark.parametrize("name", files("prompts"))
 def test_prompts(name, tmp_path, reviews, tiny_checkpoint):
-    text = (CONFIGS / "prompts" / name).read_text()
     common = [
         "--gin_file=models/tiny.gin",
         "--gin_file=methods/prompt_tuning.gin",
         "--gin.PROMPT_LENGTH=4",
     ]
-    common += [
-        f"--gin.{macro}={REQUIRED[macro]}"
-        for macro in re.findall(r"= %(\w+)", text)
-        if macro in REQUIRED
-    ]
+    common += [f"--gin.{value}" for value in required("prompts", name)]
     if name == "saved.gin":
         first = tmp_path / "first"
         train(first, reviews, tiny_checkpoint, *common)

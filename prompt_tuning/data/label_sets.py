@@ -2,7 +2,7 @@
 """The answers that a row allows, as token ids."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -140,6 +140,33 @@ def refuse_answers_in_inputs(
             f"the template names the column {target_column!r}, which holds the answer: "
             "leave it out of the template"
         )
+
+
+def with_labels(
+    batches: Iterator[Mapping[str, np.ndarray]], tokens: np.ndarray, task: str
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches whose rows have ``label_tokens`` [B, C, S] as well.
+
+    Args:
+      batches: with ``decoder_target_tokens`` [B, S].
+      tokens: the labels, [C, S].
+      task: its name.
+
+    Raises:
+      UserError: a row's target is no label.
+    """
+    for batch in batches:
+        targets = np.asarray(batch["decoder_target_tokens"])
+        known = {row[row > 0].tobytes() for row in tokens.astype(targets.dtype)}
+        right = np.array([row[row > 0].tobytes() in known for row in targets])
+        if not right.all():
+            raise UserError(
+                f"{task} has a target that is none of its labels, with "
+                f"{np.count_nonzero(targets[~right][0])} tokens: LABEL_LOSS compares "
+                "labels; leave it out, or give the targets more room in "
+                "TASK_FEATURE_LENGTHS"
+            )
+        yield {**batch, "label_tokens": np.tile(tokens, (len(targets), 1, 1))}
 
 
 def label_tokens(labels: Sequence[str], vocabulary: Encoder) -> np.ndarray:

@@ -6,12 +6,13 @@ one place of the network, they are refused.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 
 import jax
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.methods.method import Leaves, Method, Start, named
+from prompt_tuning.methods.method import Leaves, Method, Start, named, with_own
 from prompt_tuning.network.adapters import Slot
 from prompt_tuning.types import Array, Params
 
@@ -66,14 +67,40 @@ class Composed(Method, kind="composed"):
     def init(self, key: Array, start: Start) -> Leaves:
         """The leaves of each part by its kind."""
         return {
-            part.kind: part.init(jax.random.fold_in(key, number), start)
-            for number, part in enumerate(self._parts)
+            part.kind: part.init(jax.random.fold_in(key, number), own)
+            for number, (part, own) in enumerate(
+                zip(self._parts, self._starts(start), strict=True)
+            )
         }
 
     def rows(self, leaves: Leaves, base: Params) -> Array:
         """The prompt of the one that has one."""
         (part,) = (part for part in self._parts if part.has_prompt)
-        return part.rows(leaves[part.kind], base)
+        return part.rows(leaves[part.kind], with_own(base, part.kind))
+
+    def reads(self) -> Sequence[str]:
+        """Those of the parts, one after the other."""
+        return [path for part in self._parts for path in part.reads()]
+
+    def held(self, start: Start) -> Params:
+        """What each part holds, by its kind."""
+        found = {
+            part.kind: part.held(own)
+            for part, own in zip(self._parts, self._starts(start), strict=True)
+        }
+        return {kind: held for kind, held in found.items() if held}
+
+    def penalty(self, leaves: Leaves, base: Params) -> Array | float:
+        """The sum of those of the parts."""
+        return sum(
+            part.penalty(leaves[part.kind], with_own(base, part.kind))
+            for part in self._parts
+        )
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether a part has one."""
+        return any(part.has_penalty for part in self._parts)
 
     def slots(self, leaves: Leaves, base: Params) -> Mapping[str, Slot]:
         """The slots of all.
@@ -83,13 +110,22 @@ class Composed(Method, kind="composed"):
         """
         slots: dict[str, Slot] = {}
         for part in self._parts:
-            for site, slot in part.slots(leaves[part.kind], base).items():
+            own = part.slots(leaves[part.kind], with_own(base, part.kind))
+            for site, slot in own.items():
                 if site in slots:
                     raise UserError(
                         f"Composed.parts: two of them change {site}; leave one out"
                     )
                 slots[site] = slot
         return slots
+
+    def _starts(self, start: Start) -> list[Start]:
+        """That of each part, with the saved prompts that it reads."""
+        saved = iter(start.saved)
+        return [
+            start._replace(saved=list(itertools.islice(saved, len(part.reads()))))
+            for part in self._parts
+        ]
 
     @property
     def _parts(self) -> tuple[Method, ...]:

@@ -14,7 +14,13 @@ from typing import ClassVar
 import jax
 
 from prompt_tuning.methods.method import Leaves, Method, Start, positive
-from prompt_tuning.methods.prefix_tuning import OWN, keys_and_values
+from prompt_tuning.methods.prefix_tuning import (
+    OWN,
+    keys_and_values,
+    made_by,
+    network,
+    shape_of,
+)
 from prompt_tuning.network.adapters import KEYS, PREFIX, VALUES, Slot
 from prompt_tuning.network.slots import Prefix
 from prompt_tuning.types import Array, Params
@@ -26,20 +32,26 @@ class DecoderPrefix(Method, kind="decoder_prefix"):
 
     Attributes:
       length: P.
+      hidden: width of the network that makes keys and values (PEFT's
+        ``prefix_projection``), which is not saved; None tunes these themselves.
     """
 
     length: int = 20
+    hidden: int | None = None
     has_prompt: ClassVar[bool] = False
 
     def __post_init__(self):
-        positive(self, "length")
+        positive(self, "length", *(["hidden"] if self.hidden is not None else []))
 
     def init(self, key: Array, start: Start) -> Leaves:
-        """What the layers' own projections make of rows drawn from the table."""
+        """What the layers' own projections make of rows of the table; or the network."""
+        if self.hidden is not None:
+            return network(key, start.base, OWN, self.length, self.hidden)
         drawn = jax.random.choice(key, start.table, (self.length,))
         return keys_and_values(start.base, OWN, drawn)
 
     def slots(self, leaves: Leaves, base: Params) -> Mapping[str, Slot]:
         """The prefix in its place."""
-        del base
+        if self.hidden is not None:
+            leaves = made_by(leaves, shape_of(base, OWN)[0])
         return {f"{OWN}/{PREFIX}": Prefix.of(leaves[KEYS], leaves[VALUES])}

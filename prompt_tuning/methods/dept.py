@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods.method import Leaves, Method, Start, positive, torch_uniform
 from prompt_tuning.network.adapters import EMBEDDED, Slot
-from prompt_tuning.network.slots import Offset
+from prompt_tuning.network.text_slots import Offset
 from prompt_tuning.types import Array, Params
 
 

@@ -30,7 +30,7 @@ from prompt_tuning.methods.method import (
     torch_uniform,
 )
 from prompt_tuning.network.adapters import HIDDEN, Slot
-from prompt_tuning.network.slots import Generator
+from prompt_tuning.network.text_slots import Generator
 from prompt_tuning.types import Array, Params
 
 # The start of the rational activation, degrees 6 over 5: GELU to 0.003 within [-3, 3].

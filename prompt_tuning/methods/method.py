@@ -33,12 +33,16 @@ from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.types import Array, Params
 
 TUNED, FROZEN = "tuned", "frozen"
+# Among the parameters that nobody moves, what methods hold of their own, by member.
+HELD = "held"
 # Of each method that is known, its class, by its kind.
 METHODS: dict[str, type["Method"]] = {}
 
 # From what a member tunes, and the leaves that nobody moves, to the part of the network's
 # parameters that it stands for.
 Materialize = Callable[[Params, Params], Params]
+# What a member's loss has beside that of its examples, of the same.
+Penalty = Callable[[Params, Params], Array]
 # What a method tunes for one prompt: an array, or named ones.
 Leaves = Any
 
@@ -50,11 +54,13 @@ class Start(NamedTuple):
       rows: the prompt as its initialisation gives it: [P, H] float32.
       table: the embedding table: [V, H].
       base: the base model's parameters.
+      saved: the prompts that `Method.reads` names: [P, H] each.
     """
 
     rows: Array
     table: Array
     base: Params
+    saved: Sequence[Array] = ()
 
 
 class Method:
@@ -123,6 +129,15 @@ class Method:
         del key
         return start.rows
 
+    def reads(self) -> Sequence[str]:
+        """The paths of saved prompts that it starts from or holds."""
+        return ()
+
+    def held(self, start: Start) -> Params:
+        """Arrays of its own that never move: later ``base[HELD]``, by these names."""
+        del start
+        return {}
+
     def rows(self, leaves: Leaves, base: Params) -> Array:
         """The prompt [P, H] that the leaves stand for.
 
@@ -142,6 +157,21 @@ class Method:
         """
         del leaves, base
         return {}
+
+    def penalty(self, leaves: Leaves, base: Params) -> Array | float:
+        """What is added to the loss of a step, once for all examples of its batch.
+
+        Args:
+          leaves: what `init` gave, tuned.
+          base: the parameters that nobody moves, as the network has them.
+        """
+        del leaves, base
+        return 0.0
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether there is a `penalty`; without one a step does not ask."""
+        return type(self).penalty is not Method.penalty
 
     def rate_factors(self) -> Mapping[str, float]:
         """By the name of a leaf, or of a dict of leaves, the multiple of its rate."""
@@ -166,6 +196,14 @@ class Method:
             ),
         )
 
+    def split(self, params: Params) -> tuple[Params, Params]:
+        """Parts a model that it tunes into what moves and what does not.
+
+        Raises:
+          UserError: the model lacks what it is told to move.
+        """
+        return split(params, self.rules)
+
     def place(self, name: str, leaves: Leaves) -> Params:
         """A member's leaves where they stand among the parameters of a run."""
         return {"prompts" if self.has_prompt else COLLECTION: {name: leaves}}
@@ -178,12 +216,47 @@ class Method:
         """
         if self.is_plain:
             return tuned
-        ((where, members),) = tuned.items()
-        ((name, leaves),) = members.items()
+        where, name, leaves = _parted(tuned)
+        base = with_own(base, name)
         part: dict[str, Any] = {COLLECTION: self.slots(leaves, base)}
         if where == "prompts":
             part["prompts"] = {name: self.rows(leaves, base)}
         return part
+
+    def penalize(self, tuned: Params, base: Params) -> Array | float:
+        """The `penalty` of a member.
+
+        Args:
+          tuned: its leaves where `place` has put them.
+          base: the parameters that nobody moves.
+        """
+        _, name, leaves = _parted(tuned)
+        return self.penalty(leaves, with_own(base, name))
+
+
+def split(params: Params, rules: trees.Rules) -> tuple[dict, dict]:
+    """Parts ``params`` into the (tuned, frozen) trees.
+
+    Raises:
+      ValueError: a leaf has no rule, or nothing is tuned.
+    """
+    label_tree = trees.labels(params, rules)
+    tuned = trees.select(params, label_tree, TUNED)
+    if not tuned:
+        raise ValueError("no parameter is tuned: the method's rules match no leaf")
+    return tuned, trees.select(params, label_tree, FROZEN)
+
+
+def with_own(base: Params, name: str) -> Params:
+    """Parameters where ``HELD`` is what one member, or one part of it, holds."""
+    return {**base, HELD: base[HELD].get(name, {})} if HELD in base else base
+
+
+def _parted(tuned: Params) -> tuple[str, str, Leaves]:
+    """Where leaves have been placed, under which name, and the leaves."""
+    ((where, members),) = tuned.items()
+    ((name, leaves),) = members.items()
+    return where, name, leaves
 
 
 def named(method: Method | str) -> Method:

@@ -11,8 +11,7 @@ import pkgutil
 
 from prompt_tuning import dtypes, methods, trees
 from prompt_tuning.errors import UserError
-from prompt_tuning.methods.method import FROZEN, METHODS, TUNED, Method, named
-from prompt_tuning.types import Params
+from prompt_tuning.methods.method import FROZEN, METHODS, TUNED, Method, named, split
 
 __all__ = ["FROZEN", "METHODS", "TUNED", "named", "rules_of", "split", "weights_dtype"]
 
@@ -38,13 +37,14 @@ def weights_dtype(method: Method | str, frozen_dtype: str) -> str:
       frozen_dtype: what is asked for frozen weights.
 
     Returns:
-      ``frozen_dtype``, or 'float32' where the method tunes the weights themselves.
+      ``frozen_dtype``, or 'float32' where the method tunes the weights themselves: a
+      model is written, and what did not move in it is what was read.
 
     Raises:
       UserError: weights that are tuned are asked for in int8.
     """
     method = named(method)
-    if trees.first_match(method.rules, "token_embedder/embedding") == FROZEN:
+    if method.result != "model":
         return frozen_dtype
     if frozen_dtype == dtypes.INT8:
         raise UserError(
@@ -52,16 +52,3 @@ def weights_dtype(method: Method | str, frozen_dtype: str) -> str:
             "hold; set FROZEN_DTYPE to 'auto'"
         )
     return "float32"
-
-
-def split(params: Params, rules: trees.Rules) -> tuple[dict, dict]:
-    """Parts ``params`` into the (tuned, frozen) trees.
-
-    Raises:
-      ValueError: a leaf has no rule, or nothing is tuned.
-    """
-    label_tree = trees.labels(params, rules)
-    tuned = trees.select(params, label_tree, TUNED)
-    if not tuned:
-        raise ValueError("no parameter is tuned: the method's rules match no leaf")
-    return tuned, trees.select(params, label_tree, FROZEN)

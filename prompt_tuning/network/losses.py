@@ -17,6 +17,10 @@ NORMALIZING_FACTORS = (
     "AVERAGE_PER_SEQUENCE",
 )
 
+# What labels may be taught by, where they are compared as wholes.
+LABEL_LOSSES = CROSS_ENTROPY, PERCEPTRON = "cross_entropy", "perceptron"
+LOWEST = -1e10
+
 
 def cross_entropy(
     logits: Array,  # [B, S, V] float32
@@ -48,6 +52,30 @@ def cross_entropy(
         loss = loss - entropy
     z_term = z_loss * jnp.square(log_z)
     return loss + z_term, z_term
+
+
+def over_labels(
+    scores: Array,  # [B, C], minus infinity for a label that a row lacks
+    right: Array,  # [B, C] bool
+    kind: str,
+    hinge: float,
+) -> Array:  # [B]
+    """What a row's right label costs among all of its labels.
+
+    Args:
+      scores: what labels are compared by.
+      right: of each row its one label; a row without any has a cost of no meaning.
+      kind: 'cross_entropy' of the softmax over the scores, or 'perceptron': by how much
+        the best of the *other* labels comes nearer than ``hinge`` to the right one.
+      hinge: the distance that the perceptron asks for.
+    """
+    # Finite, so that the gradients of rows without labels are.
+    scores = jnp.where(jnp.isfinite(scores), scores, LOWEST)
+    own = jnp.sum(jnp.where(right, scores, 0.0), axis=-1)
+    if kind == CROSS_ENTROPY:
+        return jax.nn.logsumexp(scores, axis=-1) - own
+    others = jnp.max(jnp.where(right, LOWEST, scores), axis=-1)
+    return jax.nn.relu(hinge + others - own)
 
 
 def by_chunks(

@@ -45,7 +45,8 @@ class Model:
     ``decoder_target_tokens`` [B, S], ``decoder_loss_weights`` [B, S] and, when packed,
     ``encoder_segment_ids`` [B, T] and ``decoder_segment_ids`` [B, S]. Where its rows
     belong to several of E members it also holds ``prompt_index`` [B] and
-    ``targets_length`` [B] (see `losses.total`).
+    ``targets_length`` [B] (see `losses.total`); for a ``label_loss``, ``label_tokens``
+    [B, C, S], each row's labels, padded with 0.
 
     Attributes:
       network: the Transformer, which names the prompts.
@@ -54,6 +55,10 @@ class Model:
       loss_normalizing_factor: see `losses.weights_and_divisor`.
       members: of a batch that several share, their names in the order of their numbers;
         by default the prompts'.
+      label_loss: None is the cross entropy of target tokens; else rows are taught by
+        comparing their labels as wholes, one of `losses.LABEL_LOSSES`.
+      hinge: see `losses.over_labels`.
+      mean_scores: whether labels are compared by the mean over their tokens.
       max_logit_bytes: the most logits that loss and scores hold at a time on a device,
         if one position of all rows is no more than that.
     """
@@ -63,6 +68,9 @@ class Model:
     label_smoothing: float = 0.0
     loss_normalizing_factor: str | float | None = None
     members: tuple[str, ...] = ()
+    label_loss: str | None = None
+    hinge: float = 0.2
+    mean_scores: bool = False
     max_logit_bytes: int = LOGIT_BYTES
 
     @property
@@ -162,10 +170,50 @@ class Model:
           The scalar loss, and the metrics ``loss`` and ``z_loss`` (normalised as
           configured), ``token_loss`` (the plain sum over target tokens), ``correct``
           (tokens predicted right) and ``weight`` (target tokens). Of a batch that
-          several prompts share, each metric is [E] and the loss their sum.
+          several prompts share, each metric is [E] and the loss their sum. A
+          ``label_loss`` has rows in place of target tokens, and no z-loss.
         """
+        if self.label_loss is not None:
+            return self._loss_over_labels(params, batch, dropout_rng, divisor)
         _, hidden = self.states(params, batch, dropout_rng)
         return self.loss_of_states(params, batch, hidden, divisor)
+
+    def _loss_over_labels(
+        self,
+        params: Params,
+        batch: Batch,
+        dropout_rng: Array | None,
+        divisor: Array | float | None,
+    ) -> tuple[Array, dict[str, Array]]:
+        """What `loss` returns, of a ``label_loss``."""
+        tokens, labels = batch["encoder_input_tokens"], batch["label_tokens"]
+        vocab_size = self.network.config.vocab_size
+        where = Where.of(tokens, vocab_size, batch.get("prompt_index"))
+        scores = self.rank(params, tokens, labels, where, dropout_rng)
+        if self.mean_scores:
+            counts = jnp.sum((labels > 0).astype(jnp.float32), axis=-1)
+            scores = scores / jnp.maximum(counts, 1.0)
+        targets = batch["decoder_target_tokens"]
+        longest = max(targets.shape[-1], labels.shape[-1])
+        longer = lambda x: jnp.pad(
+            x, [(0, 0)] * (x.ndim - 1) + [(0, longest - x.shape[-1])]
+        )
+        right = jnp.all(longer(labels) == longer(targets)[:, None], axis=-1)
+        counted = jnp.any(right, axis=-1) & jnp.any(targets > 0, axis=-1)
+        row_loss = losses.over_labels(scores, right, self.label_loss, self.hinge)
+        row_loss = jnp.where(counted, row_loss, 0.0)
+        best = jnp.argmax(scores, axis=-1) == jnp.argmax(right, axis=-1)
+        total = lambda values: losses.total(values, batch, len(self.owners))
+        if divisor is None:
+            _, divisor = losses.weights_and_divisor(batch, self.loss_normalizing_factor)
+        loss = total(row_loss) / divisor
+        return jnp.sum(loss), {
+            "loss": loss,
+            "z_loss": jnp.zeros_like(loss),
+            "token_loss": total(row_loss),
+            "correct": total(best & counted),
+            "weight": total(counted),
+        }
 
     def loss_of_states(
         self,
@@ -217,6 +265,7 @@ class Model:
         encoder_input_tokens: Array,  # [B, T]
         label_tokens: Array,  # [C, S] or [B, C, S], padded with 0
         where: Where | None = None,
+        dropout_rng: Array | None = None,
     ) -> Array:  # [B, C]
         """Log-likelihood of every label for every row, encoding each row once.
 
@@ -227,13 +276,18 @@ class Model:
             padding only is none: it fills up the label set of a row that has fewer than
             its neighbours, and scores minus infinity.
           where: whose the rows are; one owner's by default.
+          dropout_rng: turns dropout on.
         """
+        kwargs = {
+            "enable_dropout": dropout_rng is not None,
+            "rngs": {} if dropout_rng is None else {"dropout": dropout_rng},
+            "where": where,
+        }
         encoded = self._apply(
             params,
             encoder_input_tokens,
-            enable_dropout=False,
-            where=where,
             method="encode",
+            **kwargs,
         )
         rows = encoder_input_tokens.shape[0]
 
@@ -246,9 +300,8 @@ class Model:
                 encoder_input_tokens,
                 inputs,
                 targets,
-                enable_dropout=False,
-                where=where,
                 method="decode",
+                **kwargs,
             )
             loss, _ = losses.cross_entropy(logits, targets)
             counted = targets > 0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may lie at a site of the network: `adapters.Slot` in all its kinds.
+"""What may lie at a site of the network: kinds of `adapters.Slot`.
 
-Slots but `Rows` have one array for each of their owners, on an axis behind that of the
+Those that read the text of their row are in `text_slots`. Slots but `Rows` have one array for each of their owners, on an axis behind that of the
 layers: K arrays, of which the first is neutral as soon as there are several owners.
 """
 
@@ -9,17 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self, TypeVar
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 
 from prompt_tuning.network.adapters import INPUT, OUTPUT, Where
-from prompt_tuning.network.layers import MASKED
 from prompt_tuning.types import Array
 
 SlotType = TypeVar("SlotType")
 
 
-class _ByOwner:
+class ByOwner:
     """Slots that differ by the owner of a row.
 
     Their last two fields are:
@@ -84,7 +82,7 @@ class _ByOwner:
 
 
 @flax.struct.dataclass
-class LowRank(_ByOwner):
+class LowRank(ByOwner):
     """Adds a product of low rank (LoRA): ``y + x a b``.
 
     Attributes:
@@ -114,7 +112,7 @@ class LowRank(_ByOwner):
 
 
 @flax.struct.dataclass
-class Scale(_ByOwner):
+class Scale(ByOwner):
     """Multiplies element by element (IA3).
 
     Attributes:
@@ -140,111 +138,7 @@ class Scale(_ByOwner):
 
 
 @flax.struct.dataclass
-class Offset(_ByOwner):
-    """Adds to the text a product of low rank that depends on the place in it (DePT).
-
-    Text beyond the places that it knows is left as it is.
-
-    Attributes:
-      a: of each place in a text its row: [L, K, A, r].
-      b: [L, K, r, width].
-    """
-
-    FIELDS: ClassVar[tuple[str, ...]] = ("a", "b")
-    a: Array
-    b: Array
-    place: Array
-    start: Array
-
-    @property
-    def sizes(self) -> dict[str, tuple[int, int]]:
-        """Those of the value that passes."""
-        return {"": (self.b.shape[0], self.b.shape[3])}
-
-    def __call__(self, y: Array, where: Where, x: Array) -> Array:  # [B, T, width]
-        """Adds to each piece of text what belongs to its place."""
-        del x
-        a, b, _ = self._own(where)
-        text = _is_text(where)
-        count = jnp.cumsum(text, axis=1)
-        # What lies before the example that a position belongs to.
-        before = jnp.roll(where.segments, 1, axis=1).at[:, 0].set(0)
-        begins = where.segments != before
-        passed = jax.lax.cummax(jnp.where(begins, count - text, 0), axis=1)
-        place = count - 1 - passed
-        known = text & (place < a.shape[1])
-        place = jnp.clip(place, 0, a.shape[1] - 1)
-        low = jnp.take_along_axis(a, place[..., None], axis=1)
-        added = jnp.einsum(
-            "btr,bro->bto", low, jnp.broadcast_to(b, (len(y), *b.shape[1:]))
-        )
-        return y + jnp.where(known[..., None], added, 0.0).astype(y.dtype)
-
-
-@flax.struct.dataclass
-class Generator(_ByOwner):
-    """Makes the states of a prompt's positions of those of the text (IAPT).
-
-    With h the states of the text, n of them: ``z = h down``, ``A = softmax(z pool)`` over
-    the text, and position i gets ``rational(A_i z) up``, where ``rational(x)`` is
-    ``sum_j c_j x^j / (1 + |sum_j d_j x^j|)`` with c of degree 6 and d of 5 from 1.
-
-    Attributes:
-      down: [L, K, H, m].
-      pool: one column for each position: [L, K, m, P].
-      rational: c and then d: [L, K, 12].
-      up: [L, K, m, H].
-    """
-
-    FIELDS: ClassVar[tuple[str, ...]] = ("down", "pool", "rational", "up")
-    NUMERATOR: ClassVar[int] = 7
-    down: Array
-    pool: Array
-    rational: Array
-    up: Array
-    place: Array
-    start: Array
-
-    @property
-    def sizes(self) -> dict[str, tuple[int, int]]:
-        """Those of the value that passes."""
-        return {"": (self.down.shape[0], self.down.shape[2])}
-
-    def __call__(self, y: Array, where: Where, x: Array) -> Array:  # [B, T, H]
-        """The states, those of prompts made anew."""
-        del x
-        down, pool, rational, up, start = self._own(where)
-        each = lambda own: jnp.broadcast_to(own, (len(y), *own.shape[1:]))
-        index = where.positions - start[:, None]
-        own = jax.nn.one_hot(index, pool.shape[2], dtype=jnp.float32)  # [B, T, P]
-        own = jnp.where((where.positions >= 0)[..., None], own, 0.0)
-        z = jnp.einsum("bth,bhm->btm", y, each(down).astype(y.dtype))
-        z = z.astype(jnp.float32)
-        score = jnp.einsum(
-            "btp,bkp->btk", own, jnp.einsum("bkm,bmp->bkp", z, each(pool))
-        )
-        seen = where.segments[:, :, None] == where.segments[:, None, :]
-        seen &= _is_text(where)[:, None, :]
-        weights = jax.nn.softmax(jnp.where(seen, score, MASKED), axis=-1)
-        pooled = jnp.einsum("btk,bkm->btm", weights, z)
-        made = jnp.einsum("btm,bmh->bth", self._activate(pooled, rational), each(up))
-        here = own.sum(-1) > 0
-        if self.place.size:
-            here &= (self.place[where.owner] > 0)[:, None]
-        return jnp.where(here[..., None], made.astype(y.dtype), y)
-
-    def _activate(self, x: Array, rational: Array) -> Array:  # [B, T, m], [B or 1, 12]
-        coefficient = lambda i: rational[:, i, None, None]
-        above = sum(coefficient(j) * x**j for j in range(self.NUMERATOR))
-        below = sum(
-            coefficient(self.NUMERATOR - 1 + j) * x**j
-            for j in range(1, rational.shape[1] - self.NUMERATOR + 1)
-        )
-        return above / (1.0 + jnp.abs(below))
-
-
-@flax.struct.dataclass
-class Prefix(_ByOwner):
+class Prefix(ByOwner):
     """Keys and values before those of the decoder's own positions (prefix tuning).
 
     Attributes:
@@ -354,19 +248,9 @@ class Rows:
         return cls(jnp.concatenate(tables, axis=1), jnp.concatenate(owned, axis=1))
 
 
-# Of each kind its class, by the name that files use.
-KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (LowRank, Scale, Rows, Offset, Generator, Prefix)
-}
-
-
 def _make(kind: Callable[..., SlotType], *arrays: Array) -> SlotType:
     """A slot of all its fields, which the class that reads them does not know."""
     return kind(*arrays)
-
-
-def _is_text(where: Where) -> Array:  # [B, T] bool
-    return (where.segments > 0) & (where.positions < 0)
 
 
 def _padded(array: Array, shape: Sequence[int], axis: int | None = None) -> Array:

@@ -20,7 +20,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from prompt_tuning import decoding, dtypes, trees
 from prompt_tuning.devices import sharding
 from prompt_tuning.methods import registry
-from prompt_tuning.methods.method import Method, Start, assemble
+from prompt_tuning.methods.method import HELD, Method, Start, assemble
 from prompt_tuning.methods.prompt_tuning import PromptTuning
 from prompt_tuning.network import quantization
 from prompt_tuning.network.model import Model
@@ -91,6 +91,7 @@ class Workload:
                 _optimizer(self),
                 self.num_microbatches,
                 self._assemble,
+                self._penalize if self.method.has_penalty else None,
             )
         if self.step == RANK:
             return lambda tuned, frozen, batch: self.model.rank(
@@ -105,6 +106,9 @@ class Workload:
         part = self.method.materialize(tuned[MEMBER], frozen)
         bank = self.model.network.prompts
         return trees.merge(assemble({MEMBER: part}, [MEMBER], bank), frozen)
+
+    def _penalize(self, tuned: Mapping[str, Params], frozen: Params) -> PyTree:
+        return self.method.penalize(tuned[MEMBER], frozen)
 
     @property
     def donated(self) -> tuple[int, ...]:
@@ -200,15 +204,18 @@ def abstract_arguments(
       mesh they are placed as a run places them.
     """
     params = nn.meta.unbox(abstract_params(work))
-    rules = work.method.rules if work.step == TRAIN else PromptTuning.rules
-    label_tree = trees.labels(params, rules)
-    tuned = trees.select(params, label_tree, registry.TUNED)
-    frozen = trees.select(params, label_tree, registry.FROZEN)
+    if work.step == TRAIN and work.method.result == "model":
+        tuned, frozen = jax.eval_shape(work.method.split, params)
+    else:
+        label_tree = trees.labels(params, PromptTuning.rules)
+        tuned = trees.select(params, label_tree, registry.TUNED)
+        frozen = trees.select(params, label_tree, registry.FROZEN)
     batch = _abstract_batch(work)
     state = tuned
     if work.step == TRAIN:
         if work.method.result != "model":
-            tuned = _abstract_tuned(work.method, work.prompt_length, frozen)
+            tuned, held = _abstract_tuned(work.method, work.prompt_length, frozen)
+            frozen = {**frozen, HELD: {MEMBER: held}} if held else frozen
         state = _abstract_state(work, tuned)
     if mesh is None:
         return state, frozen, batch
@@ -217,7 +224,9 @@ def abstract_arguments(
     )
     placed = trees.flatten(param_shardings(work, mesh))
     whole = sharding.replicated(mesh)
-    by_name = lambda name, leaf: place(leaf, placed.get(name, whole))
+    by_name = lambda name, leaf: place(
+        leaf, placed.get(name.removeprefix(f"{HELD}/"), whole)
+    )
     state = jax.tree.map(lambda leaf: place(leaf, whole), state)
     if work.step == TRAIN:
         own = trees.map_with_path(by_name, state.tuned[MEMBER])
@@ -230,13 +239,14 @@ def abstract_arguments(
     return state, trees.map_with_path(by_name, frozen), batch
 
 
-def _abstract_tuned(method: Method, length: int, base: Params) -> Params:
-    """What a member tunes as shapes."""
+def _abstract_tuned(method: Method, length: int, base: Params) -> tuple[Params, Params]:
+    """What a member tunes, and what it holds, as shapes."""
     table = base["token_embedder"]["embedding"]
     rows = jax.ShapeDtypeStruct((length, table.shape[1]), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    leaves = jax.eval_shape(method.init, key, Start(rows, table, base))
-    return method.place(MEMBER, leaves)
+    start = Start(rows, table, base, [rows] * len(method.reads()))
+    leaves = jax.eval_shape(method.init, key, start)
+    return method.place(MEMBER, leaves), jax.eval_shape(method.held, start)
 
 
 def _abstract_state(work: Workload, tuned: Params) -> TrainState:
@@ -250,8 +260,9 @@ def _others_bytes(work: Workload, frozen: Params) -> int:
     base = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), frozen)
     total = 0
     for (method, length), count in Counter(work.others).items():
-        state = _abstract_state(work, _abstract_tuned(method, length, base))
-        total += count * trees.num_bytes((state.tuned, state.opt_state))
+        tuned, held = _abstract_tuned(method, length, base)
+        state = _abstract_state(work, tuned)
+        total += count * trees.num_bytes((state.tuned, state.opt_state, held))
     return total
 
 

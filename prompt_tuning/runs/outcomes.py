@@ -80,13 +80,13 @@ def _compared(task: "TaskData") -> dict[str, str]:
     return {"label_scores": task.label_scores}
 
 
-def save_model(path: pathlib.Path, result: Result, metadata: Mapping[str, Any]) -> None:
+def save_model(path: pathlib.Path, params: Params, metadata: Mapping[str, Any]) -> None:
     """Writes a tuned model's folder, in process 0.
 
     Raises:
       UserError: it cannot be written.
     """
-    processes.in_first(lambda: model_file.save_model(path, result.tuned, metadata))
+    processes.in_first(lambda: model_file.save_model(path, params, metadata))
 
 
 def tell_tensorboard(

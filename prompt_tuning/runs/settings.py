@@ -11,7 +11,9 @@ from prompt_tuning.data import label_sets
 from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.devices.partitioner import Partitioner
+from prompt_tuning.errors import UserError
 from prompt_tuning.methods.method import Method
+from prompt_tuning.network.losses import LABEL_LOSSES, PERCEPTRON
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import T5Config
 from prompt_tuning.training.prompt_starts import PromptInit
@@ -182,11 +184,42 @@ class Objective:
       z_loss: weight of the z-loss.
       label_smoothing: probability taken off the target.
       loss_normalizing_factor: see `losses.weights_and_divisor`.
+      label_loss: None teaches target tokens; 'cross_entropy' or 'perceptron' compares a
+        task's labels as wholes.
+      hinge: by how much the perceptron wants the right label to be the best.
     """
 
     z_loss: NonNegativeFloat = 1e-4
     label_smoothing: Rate = 0.0
     loss_normalizing_factor: str | float | None = None
+    label_loss: str | None = None
+    hinge: NonNegativeFloat = 0.2
+
+    def __post_init__(self):
+        if self.label_loss is None:
+            return
+        if self.label_loss not in LABEL_LOSSES:
+            raise UserError(
+                f"LABEL_LOSS={self.label_loss!r} must be None or one of "
+                f"{', '.join(LABEL_LOSSES)}"
+            )
+        factor = self.loss_normalizing_factor
+        if self.label_smoothing or isinstance(factor, str):
+            name = "label_smoothing" if self.label_smoothing else repr(factor)
+            raise UserError(
+                f"LABEL_LOSS={self.label_loss!r} compares labels as wholes, and {name} "
+                "is of target tokens: leave one out"
+            )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run's numbers follow from; without what has no part in them."""
+        values = dataclasses.asdict(self)
+        if self.label_loss is None:
+            del values["label_loss"]
+        if self.label_loss != PERCEPTRON:
+            del values["hinge"]
+        return values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,16 +18,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import dtypes, files, plots, processes, report
+from prompt_tuning import dtypes, files, plots, processes, report, trees
 from prompt_tuning.checkpoints import base_models, formats, loading, prompt_formats
 from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.checkpoints.prompt_formats import Saved
+from prompt_tuning.data import label_sets
 from prompt_tuning.devices import sharding, topologies
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import registry
-from prompt_tuning.methods.method import Start
+from prompt_tuning.methods.method import HELD, Start
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import Transformer
@@ -66,7 +68,7 @@ class Loaded:
       plan: what it was made of.
       base: the base model.
       model: network and objective.
-      frozen: the leaves that nobody moves.
+      frozen: the leaves that nobody moves, with what methods hold (see `Method.held`).
       members: with their starts, optimizers and data, in the order of the plan.
       tasks: theirs.
     """
@@ -85,14 +87,23 @@ class Loaded:
         return {
             "base_model": self.base.fingerprint,
             "weights_dtype": self.plan.weights_dtype,
-            "objective": dataclasses.asdict(settings.objective),
+            "objective": settings.objective.identity,
             "seed": settings.seed,
+            **self._held,
             identity.STEPS: settings.schedule.steps,
             "members": {
                 spec.name: member_specs.identity(spec, self.tasks.content(spec))
                 for spec in self.plan.members
             },
         }
+
+    @property
+    def _held(self) -> dict[str, str]:
+        """What tells arrays that methods hold from others."""
+        if any(spec.method.result == "model" for spec in self.plan.members):
+            return {}  # Parts of the base model, whose own fingerprint says all.
+        own = self.frozen.get(HELD)
+        return {} if own is None else {HELD: trees.fingerprint(own)}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -121,6 +132,11 @@ def plan(settings: Settings) -> Plan:
         raise UserError(
             f"EARLY_STOPPING_PATIENCE={settings.schedule.patience} waits for evaluations, "
             "and there is no split for them: leave it out, or give one"
+        )
+    if settings.objective.label_loss and any(spec.data.pack for spec in members):
+        raise UserError(
+            "LABEL_LOSS compares the labels of whole rows, and PACK=True puts several "
+            "examples into each: leave one out"
         )
     trackers.named(settings.trackers)
     if len(members) == 1:
@@ -173,7 +189,10 @@ def load(planned: Plan, base: BaseModel | None = None) -> Loaded:
     batches = []
     for spec in specs:
         with report.doing(f"reading {spec.data.mixture_or_task_name}"):
-            batches.append(_draw(tasks, spec))
+            draw = _draw(tasks, spec)
+            if settings.objective.label_loss is not None:
+                draw = _with_labels(draw, tasks, spec)
+            batches.append(draw)
     if base is None:
         with report.doing(f"loading {settings.base.initial_checkpoint_path}"):
             base = base_models.load(
@@ -189,15 +208,24 @@ def load(planned: Plan, base: BaseModel | None = None) -> Loaded:
     model = Model(
         Transformer(base.config, bank),
         members=tuple(spec.name for spec in specs) if len(specs) > 1 else (),
+        mean_scores=any(s.data.label_scores == label_sets.MEAN for s in specs),
         **dataclasses.asdict(settings.objective),
     )
     frozen = base.params
     starts: dict[str, Params] = {}
+    held: dict[str, Params] = {}
     for spec in specs:
         if spec.method.result == "model":
-            starts[spec.name], frozen = registry.split(base.params, spec.method.rules)
+            starts[spec.name], frozen = spec.method.split(base.params)
         else:
-            starts[spec.name] = start(base, tasks, spec)
+            starts[spec.name], own = start(base, tasks, spec)
+            if own:
+                held[spec.name] = own
+    if held:
+        own = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), held)
+        if base.mesh is not None:
+            own = sharding.replicate(own, base.mesh)
+        frozen = {**frozen, HELD: own}
     members = [
         Member(
             name=spec.name,
@@ -212,6 +240,7 @@ def load(planned: Plan, base: BaseModel | None = None) -> Loaded:
                 settings.num_eval_examples,
             ),
             materialize=spec.method.materialize,
+            penalty=spec.method.penalize if spec.method.has_penalty else None,
         )
         for spec, draw in zip(specs, batches, strict=True)
     ]
@@ -233,6 +262,22 @@ def _draw(tasks: MemberTasks, spec: MemberSpec) -> Batches:
         except UserError as error:
             raise UserError(f"{error}; {data.without_evaluation}") from error
     return batches
+
+
+def _with_labels(draw: Batches, tasks: MemberTasks, spec: MemberSpec) -> Batches:
+    """Batches whose rows have their labels, too.
+
+    Raises:
+      UserError: the task has none.
+    """
+    task, name = tasks.of(spec), spec.data.mixture_or_task_name
+    if not task.labels:
+        raise UserError(
+            f"LABEL_LOSS compares labels, and {name} has no label set: leave it out, or "
+            "give a task of files its LABEL_NAMES"
+        )
+    tokens = label_sets.label_tokens(task.labels, task.vocabulary)
+    return lambda start: label_sets.with_labels(draw(start), tokens, name)
 
 
 def run(
@@ -317,6 +362,15 @@ def saved(
     }
 
 
+def whole_model(
+    loaded: Loaded, spec: MemberSpec, found: Mapping[str, Result]
+) -> Params:
+    """The network's parameters with what a member that tunes the model moved in them."""
+    rest = {name: tree for name, tree in loaded.frozen.items() if name != HELD}
+    part = spec.method.materialize(found[spec.name].tuned, loaded.frozen)
+    return trees.merge(part, rest)
+
+
 def write(
     loaded: Loaded, found: Mapping[str, Result], folder: pathlib.Path
 ) -> dict[str, Any]:
@@ -341,7 +395,7 @@ def write(
             processes.in_first(save)
         elif spec.name in found:
             metadata = {**facts, **rows[spec.name]}
-            outcomes.save_model(path, found[spec.name], metadata)
+            outcomes.save_model(path, whole_model(loaded, spec, found), metadata)
     written = {spec.file.split("/")[0] for spec in loaded.plan.members}
     report.say(f"wrote {', '.join(str(folder / name) for name in written)}")
     processes.in_first(lambda: files.write_json(folder / report.RESULTS_FILE, results))
@@ -352,11 +406,14 @@ def write(
     return results
 
 
-def start(base: BaseModel, tasks: MemberTasks, spec: MemberSpec) -> Params:
-    """The leaves of a member at step 0, float32.
+def start(
+    base: BaseModel, tasks: MemberTasks, spec: MemberSpec
+) -> tuple[Params, Params]:
+    """The leaves of a member at step 0, float32, and what its method holds.
 
     Raises:
-      UserError: the initialisation does not fit the prompt or the vocabulary.
+      UserError: the initialisation does not fit the prompt or the vocabulary, or a
+        prompt that the method reads cannot be read.
     """
     task = tasks.of(spec)
     key, _ = _keys(spec.seed)
@@ -369,10 +426,10 @@ def start(base: BaseModel, tasks: MemberTasks, spec: MemberSpec) -> Params:
             make = prompt_starts.named(make, task.labels)
         init = make(table, task.vocabulary.encode, task.vocabulary.unk_id)
         rows = init(key, shape, np.float32)
-    started = Start(rows, table, base.params)
-    return spec.method.place(
-        spec.name, spec.method.init(jax.random.fold_in(key, 1), started)
-    )
+    saved = [prompt_formats.load(path)[0] for path in spec.method.reads()]
+    started = Start(rows, table, base.params, saved)
+    leaves = spec.method.init(jax.random.fold_in(key, 1), started)
+    return spec.method.place(spec.name, leaves), spec.method.held(started)
 
 
 def _keys(seed: int) -> tuple[jax.Array, jax.Array]:

@@ -10,15 +10,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from prompt_tuning import trees
 from prompt_tuning.methods import method
-from prompt_tuning.methods.method import Materialize, as_is
+from prompt_tuning.methods.method import Materialize, Penalty, as_is
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.training.best_evaluation import Selection
-from prompt_tuning.types import Params
+from prompt_tuning.types import Array, Params
 
 # From a batch's number to the batches from there on: what makes a run resumable.
 Batches = Callable[[int], Iterator[Mapping[str, np.ndarray]]]
@@ -39,6 +40,7 @@ class Member:
         ids from V on are its positions, as if it were the only one.
       evaluate: gives the validation metrics of (its own tuned, the frozen) leaves.
       materialize: makes its part of the network's parameters of the same.
+      penalty: what its loss has beside that of its examples, of the same.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Member:
     batches: Batches
     evaluate: Evaluate | None = None
     materialize: Materialize = as_is
+    penalty: Penalty | None = None
 
 
 def assembler(
@@ -65,6 +68,21 @@ def assembler(
         return trees.merge(method.assemble(parts, list(make), bank), frozen)
 
     return assemble
+
+
+def penalties(
+    everyone: Sequence[Member],
+) -> Callable[[Mapping[str, Params], Params], Array] | None:
+    """What makes the sum of the penalties of those who take part; None without any."""
+    own = {m.name: m.penalty for m in everyone if m.penalty is not None}
+    if not own:
+        return None
+
+    def total(tuned: Mapping[str, Params], frozen: Params) -> Array:
+        found = [own[name](tuned[name], frozen) for name in own if name in tuned]
+        return sum(found, jnp.zeros(()))
+
+    return total
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,6 +44,8 @@ class TrainState:
 
 # From each member's tuned leaves and the frozen ones to the parameters of the network.
 Assemble = Callable[[Mapping[str, Params], Params], Params]
+# From the same to what the loss has beside that of the examples.
+Penalize = Callable[[Mapping[str, Params], Params], Array]
 TrainStep = Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Array]]]
 
 
@@ -57,6 +59,7 @@ def make_train_step(
     tx: optax.GradientTransformation,
     num_microbatches: int = 1,
     assemble: Assemble = merged,
+    penalize: Penalize | None = None,
 ) -> TrainStep:
     """Builds the pure function of one step.
 
@@ -69,10 +72,12 @@ def make_train_step(
       num_microbatches: parts that the batch is cut into, along its rows; their
         gradients are added up, which saves activations.
       assemble: makes parameters of the members' leaves and the frozen ones.
+      penalize: gives what is added to the loss of a step, however many examples there
+        are.
 
     Returns:
       ``(state, frozen, batch) -> (state, metrics)``; the metrics are those of
-      `Model.loss`, and ``grad_norm``, which has their shape.
+      `Model.loss`, without penalties, and ``grad_norm``, which has their shape.
     """
 
     def gradient(
@@ -87,7 +92,10 @@ def make_train_step(
 
         def loss_fn(tuned: Mapping[str, Params]):
             params = assemble(tuned, frozen)
-            return model.loss(params, batch, rng if dropout else None, divisor)
+            loss, metrics = model.loss(params, batch, rng if dropout else None, divisor)
+            if penalize is not None:
+                loss += penalize(tuned, frozen) / num_microbatches
+            return loss, metrics
 
         (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.tuned)
         return grads, metrics

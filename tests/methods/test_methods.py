@@ -8,11 +8,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from prompt_tuning import decoding, trees
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import registry
+from prompt_tuning.methods.attempt import Attempt
 from prompt_tuning.methods.composed import Composed
 from prompt_tuning.methods.decoder_prefix import DecoderPrefix
 from prompt_tuning.methods.decomposed_prompt import DecomposedPrompt
@@ -25,18 +27,19 @@ from prompt_tuning.methods.instruction_aware_prompt import (
 )
 from prompt_tuning.methods.lora import LoRA
 from prompt_tuning.methods.low_dimensional_prompt import LowDimensionalPrompt
-from prompt_tuning.methods.method import Method, Start, assemble
+from prompt_tuning.methods.method import HELD, Method, Start, assemble
 from prompt_tuning.methods.multitask_prompt import MultitaskPrompt
 from prompt_tuning.methods.p_tuning import PTuning
 from prompt_tuning.methods.prefix_tuning import PrefixTuning
 from prompt_tuning.methods.residual_prompt import ResidualPrompt
 from prompt_tuning.methods.superposed_prompt import SuperposedPrompt
+from prompt_tuning.methods.wayward_prompt import WaywardPrompt
 from prompt_tuning.network.adapters import Where
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt, virtual_ids
 from prompt_tuning.network.transformer import T5Config, Transformer
 from prompt_tuning.training import loop, optimizers
-from prompt_tuning.training.members import Member, assembler
+from prompt_tuning.training.members import Member, assembler, penalties
 from prompt_tuning.training.schedule import Schedule
 from prompt_tuning.training.step import TrainState, make_train_step
 
@@ -57,6 +60,8 @@ METHODS = {
 METHODS["p_tuning_lstm"] = PTuning(encoder="lstm", hidden=6)
 METHODS["decoder_prefix_short"] = DecoderPrefix(length=2)
 METHODS["dept_short"] = DePT(rank=3, places=3)
+METHODS["attempt"] = Attempt(("one", "two"), bottleneck=3, temperature=1.0)
+METHODS["attempt_one"] = Attempt(("one",), bottleneck=2)
 # Those that put something into the layers, beside a prompt that does not.
 IN_LAYERS = {
     name: method
@@ -65,8 +70,19 @@ IN_LAYERS = {
 }
 
 
+def start_of(method, base=BASE):
+    saved = [jnp.roll(ROWS, i + 1, axis=1) for i, _ in enumerate(method.reads())]
+    return Start(ROWS, TABLE, base, saved)
+
+
 def started(method, key=KEY):
-    return method.init(key, Start(ROWS, TABLE, BASE))
+    return method.init(key, start_of(method))
+
+
+def with_held(members, base=BASE):
+    """The base model's parameters, and what methods hold, by the names of members."""
+    held = {name: method.held(start_of(method)) for name, method in members.items()}
+    return {**base, HELD: {name: own for name, own in held.items() if own}}
 
 
 def bank_of(*members):
@@ -76,7 +92,7 @@ def bank_of(*members):
 
 def params_of(method, leaves, name="p"):
     """Parameters of the network with one member's leaves."""
-    part = method.materialize(method.place(name, leaves), BASE)
+    part = method.materialize(method.place(name, leaves), with_held({name: method}))
     bank = bank_of((name, method))
     return trees.merge(assemble({name: part}, [name], bank), BASE), bank
 
@@ -105,16 +121,17 @@ def member(name, method, seed=0):
         tx=method.optimizer(ADAMW),
         batches=lambda start: batches(seed, start, method.has_prompt),
         materialize=method.materialize,
+        penalty=method.penalize if method.has_penalty else None,
     )
 
 
-def fit(*members):
+def fit(*members, frozen=BASE):
     bank = tuple(
         Prompt(each.name, LENGTH) for each in members if "prompts" in each.tuned
     )
     names = tuple(each.name for each in members) if len(members) > 1 else ()
     model = Model(Transformer(CONFIG, bank), members=names)
-    return loop.fit(model, BASE, members, Schedule(3, log_period=1), key=KEY)
+    return loop.fit(model, frozen, members, Schedule(3, log_period=1), key=KEY)
 
 
 @pytest.mark.parametrize("name", ["residual_prompt", "lora", "prefix_tuning"])
@@ -176,6 +193,33 @@ def test_a_prefix_starts_as_the_keys_of_normed_rows():
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "method", [PrefixTuning(hidden=5), DecoderPrefix(LENGTH, hidden=5)], ids=str
+)
+def test_a_network_makes_the_keys_of_a_prefix_and_is_not_saved(method):
+    """Its formula, in the shapes that are tuned without it; every leaf has a part."""
+    leaves = started(method)
+    plain = dataclasses.replace(method, hidden=None)
+    found, wanted = (m.slots(started(m), BASE) for m in (method, plain))
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, wanted)
+    site = "decoder/layers/self_attention"
+    own = leaves if method.kind == "decoder_prefix" else leaves["decoder"]["layers"]
+    own = own.get("self_attention", own)
+    states = np.tanh(own["rows"] @ own["down"]["kernel"] + own["down"]["bias"])
+    made = states @ own["up"]["kernel"] + own["up"]["bias"]
+    keys, values = np.split(np.asarray(made), 2, axis=1)  # Of one layer.
+    prefix = found[f"{site}/prefix"]
+    np.testing.assert_allclose(prefix.keys[0, 0], keys, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(prefix.values[0, 0], values, rtol=1e-4, atol=1e-5)
+    squares = lambda leaves: sum(
+        jnp.square(array).sum()
+        for slot in method.slots(leaves, BASE).values()
+        for array in slot.arrays().values()
+    )
+    for path, leaf in trees.flatten(jax.grad(squares)(leaves)).items():
+        assert np.abs(leaf).max() > 0, path
+
+
 def test_offsets_of_zero_leave_the_prompt_alone():
     batch = next(batches(0))
     method = registry.named("dept")
@@ -186,7 +230,7 @@ def test_offsets_of_zero_leave_the_prompt_alone():
     np.testing.assert_array_equal(logits(params, batch), logits(plain, batch))
 
 
-@pytest.mark.parametrize("name", ["dept", "instruction_aware_prompt"])
+@pytest.mark.parametrize("name", ["dept", "instruction_aware_prompt", "attempt"])
 def test_examples_packed_into_a_row_are_read_apart(name):
     """What depends on the text is that of each example, wherever it stands."""
     method = METHODS[name]
@@ -269,17 +313,18 @@ def test_rows_of_all_methods_in_one_batch_equal_each_alone():
     """Two layers, the batch under remat; gradients of every leaf are there."""
     config = dataclasses.replace(CONFIG, num_encoder_layers=2)
     base = jax.jit(Model(Transformer(config)).init)(jax.random.key(1))
+    frozen = with_held(IN_LAYERS, base)
     bank = bank_of(*IN_LAYERS.items())
     ids = virtual_ids(bank, config.vocab_size)
     leaves, rows, alone = {}, [], []
     for number, (name, method) in enumerate(IN_LAYERS.items()):
-        own = method.init(jax.random.key(number), Start(ROWS, TABLE, base))
+        own = method.init(jax.random.key(number), start_of(method, base))
         own = method.place(name, jax.tree.map(lambda x: x + 0.01, own))
         leaves[name] = own
         stream = batches(number, has_prompt=method.has_prompt)
         row = {key: value[:1] for key, value in next(stream).items()}
         prompts = bank_of((name, method))
-        part = method.materialize(own, base)
+        part = method.materialize(own, frozen)
         single = trees.merge(assemble({name: part}, [name], prompts), base)
         logits = jax.jit(Model(Transformer(config, prompts)).logits)
         alone.append(logits(single, row)[0])
@@ -296,7 +341,8 @@ def test_rows_of_all_methods_in_one_batch_equal_each_alone():
 
     def loss_and_logits(leaves):
         parts = {
-            name: IN_LAYERS[name].materialize(own, base) for name, own in leaves.items()
+            name: IN_LAYERS[name].materialize(own, frozen)
+            for name, own in leaves.items()
         }
         params = trees.merge(assemble(parts, list(IN_LAYERS), bank), base)
         return model.loss(params, batch)[0], model.logits(params, batch)
@@ -321,15 +367,82 @@ def test_every_leaf_has_a_part_in_the_prompt(name):
 
 def test_methods_side_by_side_end_where_each_does_alone():
     names = ["lora", "ia3", "deep_prompt", "p_tuning", "decoder_prefix"]
+    names += ["wayward_prompt"]
     members = [member(name, METHODS[name], seed) for seed, name in enumerate(names)]
-    together = fit(*members)
-    for each in (m for m in members if m.name in ("lora", "deep_prompt", "p_tuning")):
-        alone = fit(each)[each.name]
+    frozen = with_held({name: METHODS[name] for name in names})
+    together = fit(*members, frozen=frozen)
+    compared = ("lora", "deep_prompt", "p_tuning", "wayward_prompt")
+    for each in (m for m in members if m.name in compared):
+        alone = fit(each, frozen=frozen)[each.name]
         for found, wanted in zip(
             jax.tree.leaves(together[each.name].tuned), jax.tree.leaves(alone.tuned)
         ):
             np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-5)
         np.testing.assert_allclose(together[each.name].loss, alone.loss, rtol=1e-5)
+
+
+def test_a_wayward_prompt_pays_for_its_distance_once_a_step():
+    """By the formula, whatever parts a batch has; beside another method, too."""
+    rows = np.arange(8, dtype=np.float32).reshape(2, 4)
+    base = {HELD: {"text": rows + np.array([[1.0], [3.0]], np.float32)}}
+    assert WaywardPrompt(gamma=0.5).penalty(rows, base) == 0.5 * (4 * 1 + 4 * 9) / 2
+    pair = Composed((WaywardPrompt(gamma=2.0), "lora"))
+    own = WaywardPrompt(gamma=2.0)
+    batch = next(batches(0))
+    grads = []
+    for method, parts in ((registry.named("prompt_tuning"), 1), (own, 1), (own, 3)):
+        one = member("p", method)
+        bank = bank_of(("p", method))
+        step = make_train_step(
+            Model(Transformer(CONFIG, bank)),
+            optax.sgd(1.0),
+            parts,
+            assembler([one], bank),
+            penalties([one]),
+        )
+        tuned = {"p": method.place("p", ROWS + 0.25)}
+        state = TrainState.create(tuned, optax.sgd(1.0), KEY)
+        after, _ = jax.jit(step)(state, with_held({"p": method}), batch)
+        grads.append(ROWS + 0.25 - after.tuned["p"]["prompts"]["p"])
+    plain, once, in_parts = grads
+    np.testing.assert_allclose(
+        once - plain, np.full(ROWS.shape, 2.0 * 2 * 0.25 / LENGTH), atol=1e-4
+    )
+    np.testing.assert_allclose(in_parts, once, rtol=1e-4, atol=1e-4)
+    assert pair.has_penalty and not Composed().has_penalty
+    tuned = pair.place("p", started(pair))
+    tuned["prompts"]["p"]["wayward_prompt"] = ROWS + 0.25
+    found = pair.penalize(tuned, with_held({"p": pair}))
+    np.testing.assert_allclose(found, 2.0 * 16 * 0.25**2, rtol=1e-5)
+
+
+def test_attention_over_prompts_is_that_of_the_paper():
+    """Its formula for one row, over the text alone: not over the padding."""
+    method = Attempt(("one", "two"), bottleneck=3, temperature=2.0)
+    leaves = jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.key(8), x.shape),
+        started(method),
+    )
+    base = {HELD: method.held(start_of(method))}
+    (slot,) = method.slots(leaves, base).values()
+    y = jax.random.normal(jax.random.key(5), (1, 8, 16))
+    y = y.at[0, 7].set(9.0)
+    where = Where(
+        jnp.array([[0, 1, 2, 3, -9, -9, -9, -64]]),
+        None,
+        jnp.array([[1, 1, 1, 1, 1, 1, 1, 0]]),
+    )
+    found = jax.tree.map(lambda x: x[0], slot)(y, where, y)
+    prompts = np.stack([*base[HELD]["sources"], leaves["rows"]])
+    low = nn.silu(y[0, 4:7].max(axis=0) @ leaves["down"])
+    query = np.asarray(low @ leaves["up"])
+    query = (query - query.mean()) / np.sqrt(query.var() + 1e-5)
+    query = query * leaves["norm"]["scale"] + leaves["norm"]["bias"]
+    weights = jax.nn.softmax(prompts.max(axis=1) @ query / 2.0)
+    assert np.ptp(weights) > 0.01
+    wanted = y[0, :4] + np.einsum("m,mph->ph", weights, prompts)
+    np.testing.assert_allclose(found[0, :4], wanted, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(found[0, 4:], y[0, 4:])
 
 
 def test_a_part_at_rate_zero_leaves_the_other_to_itself():
@@ -361,7 +474,10 @@ def test_a_part_at_rate_zero_leaves_the_other_to_itself():
         (IA3(), 0, 104_448),
         (PrefixTuning(), 20, 1_105_920),
         (DecoderPrefix(20), 0, 368_640),
+        # PEFT's prefix encoder with its projection: P H + (H + 1) m + (m + 1) 2 L H.
+        (DecoderPrefix(20, hidden=512), 0, 15_360 + 769 * 512 + 513 * 18_432),
         (InstructionAwarePrompt(16, shared_layers=4), 4, 3 * 2 * 16 * 768 + 12 * 76),
+        (Attempt(), 100, 231_936),
     ],
     ids=str,
 )
@@ -423,6 +539,7 @@ def test_an_lstm_reads_from_both_ends():
         (lambda: started(LoRA(rank=17)), "LoRA.rank=17 is more than .* has"),
         (lambda: started(LoRA(targets=("q",))), r"targets=\['q'\]: q is no kernel"),
         (lambda: DecoderPrefix(length=0), "DecoderPrefix.length=0 must be"),
+        (lambda: PrefixTuning(hidden=0), "PrefixTuning.hidden=0 must be"),
         (lambda: Composed(("lora",)), "must be two methods or more, each once"),
         (lambda: Composed(("lora", "lora")), "must be two methods or more, each once"),
         (lambda: Composed(("lora", "model_tuning")), "moves the model itself"),
@@ -438,6 +555,14 @@ def test_an_lstm_reads_from_both_ends():
         (
             lambda: started(InstructionAwarePrompt(shared_layers=2)),
             "shared_layers=2 does not divide the 1 layers",
+        ),
+        (lambda: WaywardPrompt(gamma=-1.0), "gamma=-1.0 must be 0 or more"),
+        (lambda: Attempt(temperature=0.0), "temperature=0.0 must be above 0"),
+        (lambda: Attempt("one"), r"must be a list of files, e.g. \('one',\)"),
+        (lambda: Attempt().held(start_of(Attempt())), "give their files as ATTEMPT_"),
+        (
+            lambda: Attempt(("x",)).held(Start(ROWS, TABLE, BASE, [ROWS[:3]])),
+            r"x is a prompt of \[3, 16\], where attempt needs \[4, 16\]",
         ),
         (lambda: PTuning(hidden=-1), "PTuning.hidden=-1 must be a whole number"),
         (lambda: registry.named("absent"), "no method is called 'absent'; choose"),

@@ -2,10 +2,14 @@
 """Methods: rules that part every model into tuned and frozen leaves."""
 
 import flax.linen as nn
+import numpy as np
 import pytest
 
 from prompt_tuning import trees
+from prompt_tuning.errors import UserError
 from prompt_tuning.methods import registry
+from prompt_tuning.methods.last_layers import LastLayers
+from prompt_tuning.methods.method import HELD
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import Transformer
@@ -36,6 +40,28 @@ def test_norm_tuning_tunes_vectors_alone(shapes):
         "rel_embedding",
     }
     assert not any(name.endswith("scale") for name in trees.flatten(frozen))
+
+
+def test_last_layers_are_the_ends_of_stacks(tiny_params):
+    """The others do not move; together they are the model, bit for bit."""
+    method = LastLayers(layers=1, encoder=True)
+    tuned, frozen = method.split(tiny_params)
+    assert {name.split("/")[1] for name in trees.flatten(tuned)} == {"layers"}
+    assert {leaf.shape[0] for leaf in trees.flatten(tuned).values()} == {1}
+    assert trees.count(LastLayers().split(tiny_params)[0]) < trees.count(tuned)
+    moved = trees.map_with_path(lambda name, leaf: leaf + 1, tuned)
+    for own, offset in ((tuned, 0), (moved, 1)):
+        rest = {name: tree for name, tree in frozen.items() if name != HELD}
+        whole = trees.flatten(trees.merge(method.materialize(own, frozen), rest))
+        assert whole.keys() == trees.flatten(tiny_params).keys()
+        for name, leaf in trees.flatten(tiny_params).items():
+            if "/layers/" in name:
+                np.testing.assert_array_equal(whole[name][0], leaf[0])
+                np.testing.assert_array_equal(whole[name][1], leaf[1] + offset)
+            else:
+                np.testing.assert_array_equal(whole[name], leaf)
+    with pytest.raises(UserError, match="layers=3 is more than the 2 layers"):
+        LastLayers(layers=3).split(tiny_params)
 
 
 def test_model_tuning_freezes_nothing(shapes):

@@ -143,3 +143,34 @@ def test_pieces_of_the_target_axis_give_what_the_whole_gives(size):
         rtol=1e-5,
         atol=1e-6,
     )
+
+
+# The right label leads by 0.05 and by 0.3, is behind by 1, or is all that a row has.
+SCORES = np.array(
+    [[-1.0, -1.05, -9], [-2, -1.7, -9], [-2, -1, -np.inf], [-3, -np.inf, -np.inf]],
+    np.float32,
+)
+RIGHT = np.eye(3, dtype=bool)[[0, 1, 0, 0]]
+
+
+def test_cross_entropy_over_labels_is_that_of_their_softmax():
+    found = losses.over_labels(SCORES, RIGHT, "cross_entropy", 0.2)
+    want = -np.log(np.exp(SCORES)[RIGHT] / np.exp(SCORES).sum(-1))
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_perceptron_wants_the_right_label_to_lead_the_others():
+    """A label that leads by less than the hinge is still pushed."""
+    total = lambda scores: losses.over_labels(scores, RIGHT, "perceptron", 0.2).sum()
+    found = losses.over_labels(SCORES, RIGHT, "perceptron", 0.2)
+    np.testing.assert_allclose(found, [0.15, 0, 1.2, 0], atol=1e-6)
+    gradient = jax.grad(total)(SCORES)
+    np.testing.assert_array_equal(gradient[:3], [[-1, 1, 0], [0, 0, 0], [-1, 1, 0]])
+
+
+@pytest.mark.parametrize("kind", losses.LABEL_LOSSES)
+def test_rows_without_labels_have_finite_gradients(kind):
+    scores = np.full((1, 2), -np.inf, np.float32)
+    right = np.zeros((1, 2), bool)
+    grad = jax.grad(lambda s: losses.over_labels(s, right, kind, 0.2).sum())(scores)
+    assert np.isfinite(grad).all()

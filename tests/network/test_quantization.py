@@ -260,7 +260,9 @@ def test_the_table_of_an_int8_model_follows_auto(tiny_checkpoint):
 def test_int8_is_for_frozen_weights_alone():
     assert registry.weights_dtype("prompt_tuning", "int8") == "int8"
     assert registry.weights_dtype("prompt_tuning", "auto") == "auto"
+    assert registry.weights_dtype("lora", "int8") == "int8"
     assert registry.weights_dtype("model_tuning", "bfloat16") == "float32"
+    assert registry.weights_dtype("norm_tuning", "bfloat16") == "float32"
     with pytest.raises(UserError, match="'model_tuning' tunes .* int8 .*'auto'$"):
         registry.weights_dtype("model_tuning", "int8")
     with pytest.raises(UserError, match="frozen weights alone .FROZEN_DTYPE.$"):
