@@ -85,10 +85,12 @@ def start(words: list[str], log: pathlib.Path) -> multiprocessing.Process:
 
 def kill(process: multiprocessing.Process) -> bool:
     """Kills a process; whether it was still there."""
+    was_there = process.is_alive()
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGKILL)
     process.join()
-    return process.exitcode == -signal.SIGKILL
+    # Of a child that is killed at once, its parent may not hear by which signal.
+    return was_there and process.exitcode != 0
 
 
 def inputs(folder: pathlib.Path) -> None:
