@@ -28,9 +28,9 @@ def intervals(
     for them. chrF, which would take minutes, is resampled by sacrebleu itself.
 
     >>> from prompt_tuning.data.metrics import accuracy
-    >>> ends = intervals(accuracy, ["a", "b"] * 50, ["a"] * 100)["accuracy"]
-    >>> [round(x) for x in ends]
-    [40, 60]
+    >>> low, high = intervals(accuracy, ["a", "b"] * 50, ["a"] * 100)["accuracy"]
+    >>> round(low), round(high)
+    (40, 60)
 
     Args:
       metric: a function of targets and predictions.
