@@ -143,6 +143,7 @@ def test_metadata_of_this_installation():
         "demo",
         "serve",
         "hub",
+        "metrics",
         "mlflow",
         "wandb",
         "parity",
