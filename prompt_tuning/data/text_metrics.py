@@ -194,7 +194,8 @@ def chrf_interval(
     """
     score = _chrf(targets, predictions, n_bootstrap=samples)
     found = json.loads(score.format(width=6, signature="by:rows", is_json=True))
-    mean, half = found["confidence_mean"], found["confidence_var"]
+    # sacrebleu says nothing of a mean of 0.
+    mean, half = found.get("confidence_mean", 0.0), found.get("confidence_var", 0.0)
     return mean - half, mean + half
 
 

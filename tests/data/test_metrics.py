@@ -284,3 +284,5 @@ def test_intervals_are_those_of_scipy():
         ((name, value),) = metric(TARGETS, PREDICTIONS).items()
         low, high = answer_statistics.intervals(metric, TARGETS, PREDICTIONS, 100)[name]
         assert low < value < high
+        none = answer_statistics.intervals(metric, ["a cat"] * 3, ["", "", ""], 5)
+        assert none == {name: (0, 0)}
