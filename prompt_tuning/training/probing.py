@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning.data import rows as row_files
+from prompt_tuning.data.span_corruption import EOS_ID
 from prompt_tuning.errors import UserError
 from prompt_tuning.network.model import Model
-from prompt_tuning.training.pretraining import EOS_ID
 from prompt_tuning.types import Array, Params
 
 BATCH_SIZE = 64

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prompt_tuning.data import span_corruption
 from prompt_tuning.errors import UserError
 from prompt_tuning.training import distillation, pretraining
 
@@ -45,7 +46,7 @@ def test_every_vector_stands_where_its_sentence_does(path):
             number = int(vectors[row, place].argmax())
             tokens = batch["encoder_input_tokens"][row]
             own = tokens[batch["encoder_segment_ids"][row] == place + 1]
-            assert set(own[own < 200]) == {number + 10, pretraining.EOS_ID}
+            assert set(own[own < 200]) == {number + 10, span_corruption.EOS_ID}
             seen += 1
     assert seen > 6
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from prompt_tuning.data import span_corruption
 from prompt_tuning.errors import UserError
 from prompt_tuning.training import pretraining
 
@@ -53,7 +54,7 @@ def mixture(labelled):
 
 def reassemble(inputs, targets):
     """Puts the spans of the targets where the sentinels of the inputs are."""
-    assert inputs[-1] == targets[-1] == pretraining.EOS_ID
+    assert inputs[-1] == targets[-1] == span_corruption.EOS_ID
     spans, current = {}, None
     for token in targets[:-1]:
         if token > 200:
@@ -73,7 +74,7 @@ def test_spans_put_back_give_the_text(length):
     rng = np.random.default_rng(length)
     for start in range(20):
         text = TEXT[start : start + length]
-        inputs, targets = pretraining.corrupt_spans(text, rng, VOCAB)
+        inputs, targets = span_corruption.corrupt_spans(text, rng, VOCAB)
         assert reassemble(inputs, targets) == text.tolist()
 
 
@@ -81,7 +82,7 @@ def test_the_noise_has_its_density_and_its_span_length():
     rng = np.random.default_rng(0)
     hidden = spans = 0
     for _ in range(50):
-        _, targets = pretraining.corrupt_spans(TEXT[:140], rng, VOCAB)
+        _, targets = span_corruption.corrupt_spans(TEXT[:140], rng, VOCAB)
         spans += (targets > 200).sum()
         hidden += (targets <= 200).sum() - 1
     assert hidden / (50 * 140) == pytest.approx(0.15, abs=0.005)
@@ -92,7 +93,7 @@ def test_spans_start_anywhere():
     rng = np.random.default_rng(0)
     masks = np.zeros(40)
     for _ in range(300):
-        inputs, _ = pretraining.corrupt_spans(TEXT[:40], rng, VOCAB)
+        inputs, _ = span_corruption.corrupt_spans(TEXT[:40], rng, VOCAB)
         masks += ~np.isin(TEXT[:40], inputs)
     # The first token is never hidden (the text opens with a kept piece).
     assert masks[0] == 0 and (masks[2:] > 0).all()
@@ -102,12 +103,12 @@ def test_spans_start_anywhere():
     ("inputs_length", "targets_length"), [(128, 32), (512, 114), (40, 16), (40, 400)]
 )
 def test_the_text_length_is_the_longest_that_fits(inputs_length, targets_length):
-    length = pretraining.span_corruption_length(
+    length = span_corruption.span_corruption_length(
         inputs_length, targets_length, 0.15, 3.0
     )
     lengths = lambda length: [
         len(part)
-        for part in pretraining.corrupt_spans(
+        for part in span_corruption.corrupt_spans(
             np.full(length, 7), np.random.default_rng(0), VOCAB
         )
     ]
