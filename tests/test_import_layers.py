@@ -56,6 +56,7 @@ DATA = {
     "data.split_lengths",
     "inference.evaluation",
     "runs.task_data",
+    "runs.task_view",
     "t5x_adapter",
 }
 NEEDS_DATA = {"inference.prompt_evaluation", "runs.evaluations"}

@@ -69,6 +69,13 @@ COMMANDS = {
         processes=Processes.JOINED,
         loads_tensorflow=True,
     ),
+    "tasks": Command(
+        "list tasks, show what a model is given of them, check them",
+        "commands.tasks:show_tasks",
+        {"show_tasks.local_task": "runs/tasks.gin"},
+        rest="filters",
+        loads_tensorflow=True,
+    ),
     "infer": Command(
         "answer texts with a tuned prompt, or rows of a file with many",
         "commands.infer:infer",

@@ -17,21 +17,31 @@ from prompt_tuning.errors import UserError
 Provider = seqio.Task | seqio.Mixture
 
 
+def load_module(module: str | None) -> None:
+    """Imports a module that registers tasks, if there is one.
+
+    Raises:
+      UserError: it does not import.
+    """
+    if not module:
+        return
+    try:
+        importlib.import_module(module)
+    except (ImportError, SyntaxError) as error:
+        raise UserError(
+            f"MIXTURE_OR_TASK_MODULE={module!r} does not import "
+            f"({type(error).__name__}: {files.first_line(error)}): give the dotted name "
+            "of a module on PYTHONPATH"
+        ) from error
+
+
 def find(name: str, module: str | None = None) -> Provider:
     """A registered task or mixture, after importing ``module``.
 
     Raises:
       UserError: the module does not import or registers nothing of that name.
     """
-    if module:
-        try:
-            importlib.import_module(module)
-        except (ImportError, SyntaxError) as error:
-            raise UserError(
-                f"MIXTURE_OR_TASK_MODULE={module!r} does not import "
-                f"({type(error).__name__}: {files.first_line(error)}): give the dotted name "
-                "of a module on PYTHONPATH"
-            ) from error
+    load_module(module)
     names = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     if name in names:
         return seqio.get_mixture_or_task(name)
