@@ -45,7 +45,7 @@ ELSEWHERE = {
 }
 # Programs of others, which are not ours to try.
 OTHERS = {
-    *("pip", "make", "docker", "xpk", "srun", "curl", "./run_tpu.sh"),
+    *("pip", "make", "docker", "xpk", "srun", "curl", "jq", "./run_tpu.sh"),
     *("export", ".", "eval", "python3", "t5x.train", "t5x.eval", "pytest"),
 }
 # Pages whose programs are run here, one after the other.

@@ -4,7 +4,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prompt_tuning import decoding, files, processes, report
@@ -175,7 +175,9 @@ def evaluate(
     }
     if folder is not None and processes.is_first():
         files.write_json(folder / report.RESULTS_FILE, results)
-        lines = [json.dumps(row, ensure_ascii=False) for row in _rows(outcome)]
+        columns = local_task and local_task.columns_of(split)
+        kept = _rows(outcome, tasks[next(iter(tasks))].labels, columns)
+        lines = [json.dumps(row, ensure_ascii=False) for row in kept]
         files.write_text(folder / ANSWERS, "\n".join(lines) + "\n")
     return results
 
@@ -196,12 +198,33 @@ def _statistics(
     return found
 
 
-def _rows(outcome: "Evaluation") -> Iterator[dict[str, Any]]:
-    """What is kept of each example."""
-    pairs = zip(outcome.answers, outcome.targets, strict=True)
-    for i, (answer, target) in enumerate(pairs):
-        scores = {"scores": outcome.probabilities[i]} if outcome.probabilities else {}
-        yield {"answer": answer, "target": target, **scores}
+def _rows(
+    outcome: "Evaluation",
+    labels: Sequence[str] | None,
+    columns: Sequence[Mapping[str, Any]] | None,
+) -> Iterator[dict[str, Any]]:
+    """What is kept of each example, for people to read and for programs.
+
+    Args:
+      outcome: the evaluation.
+      labels: the label set, or None where answers are free text.
+      columns: the rows of the file that the examples came from, if they did.
+    """
+    told: dict[str, Sequence[Any] | None] = {
+        "input": outcome.inputs and outcome.inputs(),
+        "columns": columns,
+        "answer": outcome.answers,
+        "target": outcome.targets,
+    }
+    if labels is not None:
+        pairs = zip(outcome.answers, outcome.targets, strict=True)
+        told["right"] = [answer == target for answer, target in pairs]
+    elif outcome.right is not None:
+        told["right"] = outcome.right()
+    told["scores"] = outcome.probabilities or None
+    there = {name: values for name, values in told.items() if values is not None}
+    for row in zip(*there.values(), strict=True):
+        yield dict(zip(there, row))
 
 
 def _of_several(table: "Table", combine: str) -> dict[str, Any]:

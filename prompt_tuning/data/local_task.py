@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prompt_tuning.data import label_sets, rows
+from prompt_tuning.data import label_sets, rows, splits
 from prompt_tuning.data.template import Template
 from prompt_tuning.errors import UserError
 
@@ -118,6 +118,16 @@ class LocalTask:
                 f"{path} has no rows: give another file for split {split!r}"
             )
         return texts, targets
+
+    def columns_of(self, split: str) -> list[dict[str, Any]]:
+        """All that each row of a split, or of a slice of it, has: column -> value.
+
+        Raises:
+          UserError: the file cannot be read, or the slice has no rows.
+        """
+        path = self.files[splits.name_of(split)]
+        found = [dict(record.values) for record in rows.read(path, self.columns)]
+        return found[splits.rows_of(split, len(found))]
 
     def _row(self, values: Mapping[str, Any]) -> dict[str, str]:
         """What the task needs of a row, as texts; a null is a value it does not have."""

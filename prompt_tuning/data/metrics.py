@@ -146,6 +146,14 @@ _OF_LABELS: Mapping[str, Metric] = {
 _OF_NUMBERS: Mapping[str, Metric] = {"pearson": pearson, "spearman": spearman}
 _OF_TEXT = {**text_metrics.METRICS, **sql_metrics.METRICS}
 METRICS: Mapping[str, Metric] = {**_OF_LABELS, **_OF_NUMBERS, **_OF_TEXT}
+# Figures that are all or nothing for a single answer.
+_SAYS_RIGHT = (
+    "accuracy",
+    "em",
+    "math_accuracy",
+    "sql_exact_match",
+    sql_metrics.EXECUTION,
+)
 
 
 def by_name(names: Sequence[Any], labels: Sequence[str] | None = None) -> list[Metric]:
@@ -207,6 +215,36 @@ def check_targets(names: Sequence[Any], targets: Iterable[str], where: str) -> N
             f"{where}: the metric {found[0]} is of numbers, and {str(wrong)[:80]!r} is "
             "none: take another metric"
         )
+
+
+def right(
+    metrics: Sequence[Metric], targets: Sequence[Any], predictions: Sequence[Any]
+) -> list[bool] | None:
+    """Whether each answer is right, by the first metric that says it of a single one.
+
+    >>> right([accuracy], ["a", "b"], ["a", "a"])
+    [True, False]
+
+    Args:
+      metrics: of the task.
+      targets: one for each row.
+      predictions: likewise.
+
+    Returns:
+      None where the metrics grade answers, or see them together alone.
+    """
+    for metric in metrics:
+        said = [
+            metric(targets=[target], predictions=[prediction])
+            for target, prediction in _pairs(targets[:1], predictions[:1])
+        ]
+        name = next((n for row in said for n in row if n in _SAYS_RIGHT), None)
+        if name is not None:
+            for target, prediction in _pairs(targets[1:], predictions[1:]):
+                said.append(metric(targets=[target], predictions=[prediction]))
+            values = (getattr(row[name], "value", row[name]) for row in said)
+            return [float(value) > 0 for value in values]
+    return None
 
 
 def strip(text: str, **unused_kwargs) -> str:

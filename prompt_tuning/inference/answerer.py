@@ -36,6 +36,9 @@ class Evaluation:
       probabilities: of each example, those of the labels; empty where none were ranked.
       intervals: bootstrap intervals of the metrics, from a number of samples; None where
         nobody can say.
+      inputs: gives the text of each example, without its prompt; likewise.
+      right: gives whether each answer is right, or None where no metric says it of one
+        answer; likewise.
     """
 
     metrics: Mapping[str, float]
@@ -43,6 +46,8 @@ class Evaluation:
     targets: Sequence[str]
     probabilities: Sequence[Mapping[str, float]] = ()
     intervals: Callable[[int], Mapping[str, tuple[float, float]]] | None = None
+    inputs: Callable[[], Sequence[str]] | None = None
+    right: Callable[[], Sequence[bool] | None] | None = None
 
 
 class Answerer:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import seqio
 
-from prompt_tuning.data import answer_statistics, examples
+from prompt_tuning.data import answer_statistics, examples, metrics
 from prompt_tuning.data.feature_converter import PromptFeatureConverter
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference.answerer import Answerer, Evaluation, answer_all
@@ -55,10 +55,8 @@ class Split:
             raise UserError(f"{name} has no metric on split {split!r}")
         first = self._evaluator.eval_tasks[0]
         self._vocabulary = first.output_features["targets"].vocabulary
-        cached = self._evaluator.cached_task_datasets[first.name]
-        self.targets = [
-            _target(example, self._vocabulary) for example in cached.as_numpy_iterator()
-        ]
+        self._cached = self._evaluator.cached_task_datasets[first.name]
+        self.targets = self._texts("targets")
         self.rows = []
         for task in self._evaluator.eval_tasks:
             dataset = self._evaluator.cached_model_datasets[task.name]
@@ -82,18 +80,32 @@ class Split:
             ],
         )
         results = future.result()
-        metrics: dict[str, float] = {}
+        figures: dict[str, float] = {}
         for task in self._evaluator.eval_tasks:
             for name, value in results[task.name].items():
                 value = getattr(value, "value", value)
-                metrics[self._called(task, name)] = float(value)
+                figures[self._called(task, name)] = float(value)
         texts = [self._vocabulary.decode(ids.tolist()) for ids in answers[0]]
         return Evaluation(
-            metrics,
+            figures,
             texts,
             self.targets,
             intervals=functools.partial(self._intervals, answers),
+            inputs=functools.partial(self._texts, "inputs"),
+            right=functools.partial(self._right, answers[0]),
         )
+
+    def _texts(self, side: str) -> list[str]:
+        """Inputs or targets of the first task's examples, as its data has them."""
+        return [
+            _text(example, side, self._vocabulary)
+            for example in self._cached.as_numpy_iterator()
+        ]
+
+    def _right(self, answers: Sequence[np.ndarray]) -> list[bool] | None:
+        """See `Evaluation.right`; of the first task."""
+        task = self._evaluator.eval_tasks[0]
+        return metrics.right(task.predict_metric_fns, *self._compared(task, answers))
 
     def _called(self, task: seqio.Task, metric: str) -> str:
         """A metric's name among those of all tasks of the split."""
@@ -161,9 +173,10 @@ class Evaluator(Split):
         )
 
 
-def _target(example: Mapping[str, Any], vocabulary: seqio.Vocabulary) -> str:
-    """A target as its data has it, which the vocabulary need not be able to write."""
-    raw = example.get("targets_pretokenized")
+def _text(example: Mapping[str, Any], side: str, vocabulary: seqio.Vocabulary) -> str:
+    """A text as its data has it, which the vocabulary need not be able to write."""
+    raw = example.get(f"{side}_pretokenized")
     if isinstance(raw, bytes):
         return raw.decode(errors="replace")
-    return vocabulary.decode(example["targets"].tolist())
+    # Negative ids are places of the prompt.
+    return vocabulary.decode([i for i in example[side].tolist() if i >= 0])

@@ -117,7 +117,7 @@ def test_several_prompts_alone_and_together(evaluated, prompts, source, rows, tm
 
 @pytest.mark.parametrize("labels", [LABELS, None], ids=["ranked", "decoded"])
 def test_one_prompt_is_answered_as_in_training(
-    evaluated, prompts, free, source, reviews, labels, tmp_path
+    evaluated, prompts, free, source, reviews, rows, labels, tmp_path
 ):
     prompts = prompts if labels else free
     found = evaluated(labels, prompt_file=prompts[2], output_dir=str(tmp_path))
@@ -136,8 +136,15 @@ def test_one_prompt_is_answered_as_in_training(
     low, high = found["intervals"]["accuracy"]
     assert low <= found["metrics"]["accuracy"] <= high
     assert found["intervals"] == want.intervals(1000)
+    texts = [text for text, _ in rows]
+    # One of the template's own words is there, the prompt's positions are not.
+    assert [row["input"] for row in kept] == [f"review: {text}" for text in texts]
+    assert [row["columns"]["sentence"] for row in kept] == texts
+    assert [row["columns"]["label"] for row in kept] == [row["target"] for row in kept]
+    assert [row["right"] for row in kept] == [a == t for a, t in pairs]
+    first = ["input", "columns", "answer", "target", "right"]
     if labels is None:
-        assert all(row.keys() == {"answer", "target"} for row in kept)
+        assert all(list(row) == first for row in kept)
         assert "confusion" not in found
         return
     assert all(max(r["scores"], key=r["scores"].get) == r["answer"] for r in kept)
@@ -147,6 +154,13 @@ def test_one_prompt_is_answered_as_in_training(
     assert found["calibration_error"] == answer_statistics.calibration_error(
         [row["scores"] for row in kept], [row["target"] for row in kept]
     )
+
+
+def test_a_slice_keeps_the_columns_of_its_rows(evaluated, prompts, rows, tmp_path):
+    evaluated(prompt_file=prompts[0], split="test[1:3]", output_dir=str(tmp_path))
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    kept = [json.loads(line) for line in lines]
+    assert [list(row["columns"].values()) for row in kept] == rows[1:3]
 
 
 def test_labels_are_those_of_the_card(evaluated, prompts):

@@ -286,3 +286,13 @@ def test_intervals_are_those_of_scipy():
         assert low < value < high
         none = answer_statistics.intervals(metric, ["a cat"] * 3, ["", "", ""], 5)
         assert none == {name: (0, 0)}
+
+
+def test_which_answers_are_right():
+    targets, answers = ["4", "a cat", "5"], ["it is 4", "cat", "6"]
+    every = [metrics.METRICS[name] for name in ("rouge", "squad", "math_accuracy")]
+    # Texts are graded by the first; articles are no words to the second.
+    assert metrics.right(every, targets, answers) == [False, True, False]
+    assert metrics.right(every[2:], targets, answers) == [True, False, False]
+    assert metrics.right(every[:1], targets, answers) is None
+    assert metrics.right(every, [], []) is None
