@@ -6,6 +6,7 @@ arguments.
 """
 
 import copy
+import dataclasses
 import functools
 import inspect
 import io
@@ -18,12 +19,15 @@ import optax
 from prompt_tuning import files, report, values
 from prompt_tuning.checkpoints import base_models, formats, prompt_formats
 from prompt_tuning.command_line.configuration import Configuration
-from prompt_tuning.command_line.gin_files import Reference
+from prompt_tuning.command_line.gin_files import Binding, Reference
 from prompt_tuning.command_line.table import COMMANDS, CONFIGURABLES, load
 from prompt_tuning.errors import UserError
-from prompt_tuning.types import LearningRate
+from prompt_tuning.training.optimizers import rates_around
+from prompt_tuning.types import LearningRate, LearningRates
 
 LEARNING_RATE = "LEARNING_RATE"
+# What stands for rates around the method's own, and where rates to try go.
+AUTO, RATES = "auto", "Settings.rates"
 _NO_RATE = UserError(
     "PROMPTS give a learning_rate, but the optimizer uses no LEARNING_RATE: take it for "
     "the rate of adafactor or adamw, as the files in optimizers/ do"
@@ -79,6 +83,7 @@ def parse(configuration: Configuration) -> None:
     """
     global _parsed
     gin.clear_config()
+    configuration = _with_rates(configuration)
     _parsed = configuration
     for name in configuration.names() & set(CONFIGURABLES):
         configurable(name)
@@ -98,6 +103,46 @@ def parse(configuration: Configuration) -> None:
         except Exception as error:
             message = files.first_line(error)
             raise UserError(f"{source}: {message}") from error
+
+
+def _with_rates(configuration: Configuration) -> Configuration:
+    """The same where rates to try stand apart from the rate that a file brings.
+
+    Raises:
+      UserError: they are no rates, or no file brings one.
+    """
+    said = configuration.value(LEARNING_RATE)
+    if said != AUTO and not isinstance(said, list | tuple):
+        return configuration
+    if configuration.bound.get("train.settings") is None:
+        raise UserError(
+            f"{LEARNING_RATE}={said!r} is for train, which tries rates: give a number"
+        )
+    usual = [
+        binding.value
+        for file in configuration.files
+        for binding in file.bindings
+        if binding.target == LEARNING_RATE and values.fits(binding.value, LearningRate)
+    ]
+    if not usual:
+        raise UserError(
+            f"{LEARNING_RATE}={said!r} needs a file that brings a number: take one of "
+            "methods/"
+        )
+    rates = rates_around(usual[-1]) if said == AUTO else tuple(said)
+    if not values.fits(rates, LearningRates) or len(set(rates)) < max(2, len(rates)):
+        raise UserError(
+            f"{LEARNING_RATE}={said!r} must be a number, {AUTO!r}, or a list of several "
+            "different numbers above 0 to choose from"
+        )
+    added = {LEARNING_RATE: usual[-1], RATES: rates}
+    bindings = [Binding(name, value, AUTO) for name, value in added.items()]
+    texts = [f"{name} = {value!r}" for name, value in added.items()]
+    return dataclasses.replace(
+        configuration,
+        line=(*configuration.line, *bindings),
+        line_texts=(*configuration.line_texts, *texts),
+    )
 
 
 def operative_config() -> str:

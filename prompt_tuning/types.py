@@ -43,6 +43,7 @@ BatchSize = Annotated[int, Ge(1), Le(1_000_000)]
 Decodes = Annotated[int, Ge(1), Le(1024)]
 # T5X's optimizers go up to 0.3 for prompts; sweeps have tried a hundred.
 LearningRate = Annotated[float, Gt(0), Le(1000)]
+LearningRates = Sequence[LearningRate]
 # What is dropped at random, or taken off a target.
 Rate = Annotated[float, Ge(0), Lt(1)]
 Share = Annotated[float, Ge(0), Le(1)]

@@ -135,6 +135,7 @@ def test_the_head_of_a_method_file_is_true(name):
     assert name == f"{method.kind}.gin"
     assert re.search(r"https://arxiv.org/abs/\d{4}\.\d{5}", head)
     base = nn.meta.unbox(Model(Transformer(BASE)).abstract_params())
+    assert file.macros_set["LEARNING_RATE"] == method.learning_rate
     length = file.macros_set["PROMPT_LENGTH"]
     assert (length > 0) == method.has_prompt
     if method.result == "model":

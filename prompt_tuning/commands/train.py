@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """``train``: tunes a prompt, several prompts, or the whole model, on tasks."""
 
+import pathlib
 from typing import Any
 
 from prompt_tuning import files
-from prompt_tuning.runs import identity, tune
+from prompt_tuning.runs import identity, rate_trial, tune
 from prompt_tuning.runs.settings import Settings
 from prompt_tuning.types import PathText
 
@@ -32,7 +33,16 @@ def train(
     Returns:
       The content of ``results.json``.
     """
-    loaded = tune.load(tune.plan(settings))
+    base = tasks = None
+    if settings.rates:
+        trial = rate_trial.run(
+            settings,
+            pathlib.Path(model_dir),
+            allow_changes=allow_changes,
+            on_start=on_start,
+        )
+        settings, base, tasks = trial.settled(settings), trial.base, trial.tasks
+    loaded = tune.load(tune.plan(settings), base, tasks)
     folder = identity.open_folder(
         model_dir, loaded.identity, allow_changes=allow_changes, on_start=on_start
     )

@@ -14,21 +14,16 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from prompt_tuning import processes, report
+from prompt_tuning import report
 from prompt_tuning.data import in_memory, label_sets, reach
 from prompt_tuning.data.label_sets import label_tokens
 from prompt_tuning.data.length_report import Fill, LengthReport
 from prompt_tuning.data.metrics import Metric
 from prompt_tuning.data.template import Template
 from prompt_tuning.data.vocabularies import Vocabulary
-from prompt_tuning.devices import sharding
 from prompt_tuning.errors import UserError
-from prompt_tuning.inference.answerer import (
-    Answerer,
-    Evaluation,
-    answer_all,
-    batches_by_length,
-)
+from prompt_tuning.inference import likelihood
+from prompt_tuning.inference.answerer import Answerer, Evaluation, answer_all
 from prompt_tuning.inference.encoding import Encoding
 from prompt_tuning.library.rows import TEXT, Rows, short
 from prompt_tuning.network.model import Model
@@ -38,8 +33,6 @@ from prompt_tuning.training.members import Batches
 from prompt_tuning.types import Params
 
 TRAIN, VALIDATION = "train", "validation"
-# The metric by which learning rates are compared.
-LOG_LIKELIHOOD = "log_likelihood"
 # No token: parts one example's ids from the next one's.
 PAST = 2**31 - 1
 
@@ -155,15 +148,12 @@ class MemoryData:
       train_split: split to tune on.
       eval_split: split that chooses the best step; None keeps the last.
       pack: rows hold one example each.
-      by_likelihood: measure the mean log-likelihood of the right answers in place of
-        the task's metrics.
     """
 
     task: MemoryTask
     train_split: str = TRAIN
     eval_split: str | None = VALIDATION
     pack: bool = False
-    by_likelihood: bool = False
     without_evaluation: ClassVar[str] = "leave validation out to tune without one"
 
     @property
@@ -205,7 +195,7 @@ class MemoryData:
             model has no rows for the vocabulary.
         """
         del models_vocabulary  # the task was written in it
-        return OpenedTask(self.task, prompts, vocab_size, placement, self.by_likelihood)
+        return OpenedTask(self.task, prompts, vocab_size, placement)
 
 
 class OpenedTask:
@@ -225,7 +215,6 @@ class OpenedTask:
         prompts: Sequence[Prompt],
         vocab_size: int,
         placement: str,
-        by_likelihood: bool,
     ):
         """See `MemoryData.open`."""
         self.prompts = tuple(prompts)
@@ -233,7 +222,6 @@ class OpenedTask:
         self.label_scores, self.template = task.label_scores, task.template
         self._task = task
         self._vocab_size = vocab_size
-        self._by_likelihood = by_likelihood
         self._length = sum(prompt.length for prompt in prompts)
         card = {"template": task.template, "placement": placement}
         self._encoding = Encoding(card, self._length, vocab_size, task.vocabulary)
@@ -337,16 +325,9 @@ class OpenedTask:
           batch_size: rows of a batch.
           num_examples: take the first so many examples only.
         """
-        network = Transformer(model.network.config, self.prompts)
-        alone = dataclasses.replace(model, network=network)
-        found = self.examples(split)
-        some = in_memory.Examples(
-            found.inputs[:num_examples], found.targets[:num_examples]
-        )
-        if self._by_likelihood:
-            return _likelihood(alone, some, mesh, batch_size)
+        some = self._first(split, num_examples)
         answerer = Answerer(
-            alone,
+            self._alone(model),
             self.vocabulary,
             labels=self.labels,
             label_scores=self.label_scores,
@@ -366,6 +347,28 @@ class OpenedTask:
             return Evaluation(values, answers, targets)
 
         return evaluate
+
+    def likelihood(
+        self,
+        split: str,
+        model: Model,
+        mesh: jax.sharding.Mesh | None,
+        batch_size: int,
+        num_examples: int | None = None,
+    ) -> Callable[[Params], Evaluation]:
+        """The same by the likelihood of the right answers alone."""
+        some = self._first(split, num_examples)
+        return likelihood.evaluator(self._alone(model), some, mesh, batch_size)
+
+    def _alone(self, model: Model) -> Model:
+        """A model with this task's prompts, and no others."""
+        network = Transformer(model.network.config, self.prompts)
+        return dataclasses.replace(model, network=network)
+
+    def _first(self, split: str, count: int | None) -> in_memory.Examples:
+        """A split's first so many examples; all where there is no number."""
+        found = self.examples(split)
+        return in_memory.Examples(found.inputs[:count], found.targets[:count])
 
     def _said(self, ids: np.ndarray) -> str:
         """An answer as it is compared."""
@@ -388,30 +391,3 @@ def _numbers(found: Any) -> Mapping[str, float]:
             '{"accuracy": 87.5}'
         )
     return {name: float(value) for name, value in found.items()}
-
-
-def _likelihood(
-    model: Model,
-    examples: in_memory.Examples,
-    mesh: jax.sharding.Mesh | None,
-    batch_size: int,
-) -> Callable[[Params], Evaluation]:
-    """Measures the mean log-likelihood of the right answers."""
-    score = jax.jit(model.score)
-    tokens = in_memory.padded(examples.inputs, max(map(len, examples.inputs)))
-    longest = max(map(len, examples.targets))
-
-    def evaluate(params: Params) -> Evaluation:
-        total = 0.0
-        for part in batches_by_length(tokens, batch_size):
-            batch = examples.features(part.indices, part.length, longest)
-            short = batch_size - len(part.indices)
-            batch = {k: np.pad(v, ((0, short), (0, 0))) for k, v in batch.items()}
-            if mesh is not None:
-                batch = {k: sharding.spread_rows(v, mesh) for k, v in batch.items()}
-            scores = np.asarray(processes.whole(score(params, batch)))
-            total += float(scores[: len(part.indices)].sum())
-        mean = total / len(examples)
-        return Evaluation({LOG_LIKELIHOOD: mean}, (), ())
-
-    return evaluate

@@ -20,7 +20,6 @@ from prompt_tuning.data.metrics import Metric
 from prompt_tuning.errors import UserError
 from prompt_tuning.library import checks, models, rows
 from prompt_tuning.library.memory_task import (
-    LOG_LIKELIHOOD,
     TRAIN,
     VALIDATION,
     MemoryData,
@@ -28,7 +27,7 @@ from prompt_tuning.library.memory_task import (
 )
 from prompt_tuning.library.tuned_prompt import TunedPrompt
 from prompt_tuning.methods.method import Method
-from prompt_tuning.runs import identity
+from prompt_tuning.runs import identity, rate_trial
 from prompt_tuning.runs import tune as runs
 from prompt_tuning.runs.settings import Base, Settings, Tuning
 from prompt_tuning.training import optimizers
@@ -36,14 +35,7 @@ from prompt_tuning.training.prompt_starts import PromptInit
 from prompt_tuning.training.schedule import Schedule
 from prompt_tuning.training.trackers import Given
 
-# What is tried where nobody chose a learning rate, and for which share of the steps.
-# The paper's is 0.3, for rows of norm near 300; smaller rows want a smaller one.
-RATES = (0.03, 0.1, 0.3, 1.0)
-# Of methods whose leaves are no rows of the model's scale.
-SMALL_RATES = (0.001, 0.003, 0.01, 0.03)
 LENGTH = 20
-SWEEP_SHARE, LEAST_SWEEP_STEPS = 10, 20
-SWEEP_FOLDER = "learning_rates"
 
 
 class Picture(bytes):
@@ -160,9 +152,9 @@ def tune(
       placement: 'prepend', 'append' or 'after_bos', unless the template places it.
       steps: length of training.
       batch_size: rows of a batch.
-      learning_rate: of Adafactor, constant. None tries `RATES` (or `SMALL_RATES`) and a
-        list its own values side by side for a tenth of the steps, and takes the one with
-        the highest likelihood of the right answers.
+      learning_rate: of Adafactor, constant. None tries five around the method's usual one
+        and a list its own values side by side, by successive halving, and takes the one
+        with the highest likelihood of the right answers (see `runs.rate_trial`).
       seed: of the start and the order of examples.
       prompts: several prompts to tune side by side, each a dict of what is its own
         (`checks.OWN_VALUES`); a list of values stands for a prompt of each.
@@ -230,7 +222,7 @@ def tune(
             if names and len(names) <= (length or LENGTH)
             else "sampled_vocab"
         )
-    rates = checks.rates(learning_rate, SMALL_RATES if own_starts else RATES)
+    rates = checks.rates(learning_rate, optimizers.rates_around(method.learning_rate))
     tuning = functools.partial(
         Tuning,
         method=method,
@@ -261,19 +253,24 @@ def tune(
         temporary = tempfile.TemporaryDirectory(prefix="prompt_tuning_")
     place = pathlib.Path(temporary.name if temporary is not None else folder or "")
     own_rates = prompts is not None and all("learning_rate" in each for each in prompts)
-    rate = rates[0]
+    rate, tasks = rates[0], None
     if len(rates) > 1 and not own_rates:
-        kept = None if temporary is not None else place / SWEEP_FOLDER
-        rate = choose_rate(settings, base, rates, kept, quiet=quiet)
-    settings = dataclasses.replace(
-        settings, tuning=tuning(optimizer=optimizer_at(rate))
-    )
+        settings = dataclasses.replace(settings, rates=rates)
+        trial = rate_trial.run(
+            settings,
+            None if temporary is not None else place,
+            base,
+            allow_changes=allow_changes,
+            quiet=quiet,
+        )
+        settings, tasks = trial.settled(settings), trial.tasks
+        rate = trial.record["chosen"]
     if temporary is not None:
         schedule = dataclasses.replace(
             settings.schedule, checkpoint_period=0, checkpoint_seconds=0
         )
         settings = dataclasses.replace(settings, schedule=schedule)
-    loaded = runs.load(runs.plan(settings), base)
+    loaded = runs.load(runs.plan(settings), base, tasks)
     identity.open_folder(str(place), loaded.identity, allow_changes=allow_changes)
     found = runs.run(loaded, place, quiet=quiet)
     if temporary is None:
@@ -298,60 +295,3 @@ def optimizer_at(rate: float) -> optax.GradientTransformation:
         multiply_by_parameter_scale=False,
         weight_decay_rate=1e-5,
     )
-
-
-def choose_rate(
-    settings: Settings,
-    base: BaseModel,
-    rates: Sequence[float],
-    folder: pathlib.Path | None,
-    *,
-    quiet: bool,
-) -> float:
-    """Tries learning rates side by side, for a part of the steps.
-
-    Args:
-      settings: the run that one is wanted for.
-      base: the model.
-      rates: those to try.
-      folder: keeps the trial, so that it is not made again; None keeps nothing.
-      quiet: no progress bar.
-
-    Returns:
-      The rate of the prompt that gives the right answers of the validation split, or
-      without one of the last training batches, the highest likelihood.
-
-    Raises:
-      UserError: see `runs.tune.run`.
-    """
-    steps = min(
-        settings.schedule.steps,
-        max(LEAST_SWEEP_STEPS, settings.schedule.steps // SWEEP_SHARE),
-    )
-    listed = ", ".join(f"{rate:g}" for rate in rates)
-    report.say(
-        f"no learning rate was chosen: trying {listed} side by side for {steps} of "
-        f"{settings.schedule.steps} steps; learning_rate=... leaves this out"
-    )
-    trial = dataclasses.replace(
-        settings,
-        data=dataclasses.replace(settings.data, by_likelihood=True),
-        schedule=Schedule(steps, 0, 0, checkpoint_seconds=0),
-        prompts=[{"learning_rate": list(rates)}],
-        trackers=(),
-    )
-    loaded = runs.load(runs.plan(trial), base)
-    if folder is not None:
-        identity.open_folder(str(folder), loaded.identity)
-    found = runs.run(loaded, folder, quiet=quiet)
-    scores = {
-        spec.own["learning_rate"]: found[spec.name].metrics.get(
-            LOG_LIKELIHOOD, -found[spec.name].loss
-        )
-        for spec in loaded.plan.members
-        if spec.name in found
-    }
-    rate = max(scores, key=lambda each: scores[each])
-    told = ", ".join(f"{each:g} {score:.4f}" for each, score in scores.items())
-    report.say(f"mean log-likelihood of the right answers: {told}; taking {rate:g}")
-    return rate

@@ -39,6 +39,7 @@ class DecoderPrefix(Method, kind="decoder_prefix"):
     length: int = 20
     hidden: int | None = None
     has_prompt: ClassVar[bool] = False
+    learning_rate: ClassVar[float] = 0.01
 
     def __post_init__(self):
         positive(self, "length", *(["hidden"] if self.hidden is not None else []))

@@ -9,6 +9,7 @@ All layers start from the rows of the initialisation, which the paper leaves ope
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -21,6 +22,8 @@ from prompt_tuning.types import Array, Params
 @dataclasses.dataclass(frozen=True)
 class DeepPrompt(Method, kind="deep_prompt"):
     """``L P`` rows of H numbers, L being the layers of the encoder."""
+
+    learning_rate: ClassVar[float] = 0.005
 
     def init(self, key: Array, start: Start) -> Leaves:
         """The rows, once for each layer."""

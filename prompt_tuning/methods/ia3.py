@@ -24,6 +24,7 @@ class IA3(Method, kind="ia3"):
     """Scales at the outputs of keys and values and at the input of ``wo``."""
 
     has_prompt: ClassVar[bool] = False
+    learning_rate: ClassVar[float] = 0.003
 
     def init(self, key: Array, start: Start) -> Leaves:
         """Ones."""

@@ -50,6 +50,7 @@ class InstructionAwarePrompt(Method, kind="instruction_aware_prompt"):
     bottleneck: int = 16
     shared_layers: int = 1
     uses_rows: ClassVar[bool] = False
+    learning_rate: ClassVar[float] = 0.0001
 
     def __post_init__(self):
         positive(self, "bottleneck", "shared_layers")

@@ -30,6 +30,7 @@ class LastLayers(Method, kind="last_layers"):
     layers: int = 1
     encoder: bool = False
     has_prompt: ClassVar[bool] = False
+    learning_rate: ClassVar[float] = 0.001
 
     def __post_init__(self):
         positive(self, "layers")

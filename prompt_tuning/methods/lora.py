@@ -36,6 +36,7 @@ class LoRA(Method, kind="lora"):
     alpha: float = 8.0
     targets: tuple[str, ...] = ("query", "value")
     has_prompt: ClassVar[bool] = False
+    learning_rate: ClassVar[float] = 0.003
 
     def __post_init__(self):
         positive(self, "rank")

@@ -28,6 +28,7 @@ class LowDimensionalPrompt(Method, kind="low_dimensional_prompt"):
     dimensions: int = 64
     projection_seed: int = 0
     uses_rows: ClassVar[bool] = False
+    learning_rate: ClassVar[float] = 0.6
 
     def __post_init__(self):
         positive(self, "dimensions")

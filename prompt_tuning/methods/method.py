@@ -76,12 +76,15 @@ class Method:
       rules: which of the network's own parameters it moves, as ordered path rules.
       has_prompt: whether it wants virtual tokens in the input.
       uses_rows: whether its leaves start from `Start.rows`.
+      learning_rate: the usual one of Adafactor, which its gin file has, too; rates are
+        tried around it where nobody chose one.
     """
 
     kind: ClassVar[str]
     rules: ClassVar[trees.Rules] = ((r"prompts/.*", TUNED), (r".*", FROZEN))
     has_prompt: ClassVar[bool] = True
     uses_rows: ClassVar[bool] = True
+    learning_rate: ClassVar[float] = 0.3
 
     def __init_subclass__(cls, *, kind: str, **kwargs: Any):
         """Makes the method known by its kind.

@@ -14,3 +14,4 @@ class ModelTuning(Method, kind="model_tuning"):
 
     rules: ClassVar[trees.Rules] = ((r".*", TUNED),)
     has_prompt: ClassVar[bool] = False
+    learning_rate: ClassVar[float] = 0.001

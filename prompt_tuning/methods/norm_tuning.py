@@ -22,3 +22,4 @@ class NormTuning(Method, kind="norm_tuning"):
         (r".*", FROZEN),
     )
     has_prompt: ClassVar[bool] = False
+    learning_rate: ClassVar[float] = 0.001

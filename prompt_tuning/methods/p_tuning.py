@@ -8,7 +8,7 @@ their starts are those of PEFT's `PromptEncoder`. The encoder is left out of wha
 
 import dataclasses
 import itertools
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,7 @@ class PTuning(Method, kind="p_tuning"):
     encoder: Literal["mlp", "lstm"] = "mlp"
     hidden: int | None = None
     num_layers: int = 2
+    learning_rate: ClassVar[float] = 0.01
 
     def __post_init__(self):
         if self.encoder not in ("mlp", "lstm"):

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,7 @@ class PrefixTuning(Method, kind="prefix_tuning"):
 
     decoder: bool = True
     hidden: int | None = None
+    learning_rate: ClassVar[float] = 0.01
 
     def __post_init__(self):
         if self.hidden is not None:

@@ -32,6 +32,7 @@ class SuperposedPrompt(Method, kind="superposed_prompt"):
     pieces: int = 128
     pieces_seed: int = 0
     uses_rows: ClassVar[bool] = False
+    learning_rate: ClassVar[float] = 0.01
 
     def __post_init__(self):
         positive(self, "pieces")

@@ -2,7 +2,7 @@
 """The tasks of a run's members; what several of them share is made once."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -10,6 +10,7 @@ import jax
 from prompt_tuning import processes, trees
 from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.errors import UserError
+from prompt_tuning.inference.likelihood import LOG_LIKELIHOOD
 from prompt_tuning.methods.method import assemble
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
@@ -21,7 +22,6 @@ from prompt_tuning.types import Params
 if TYPE_CHECKING:
     from prompt_tuning.data.length_report import Fill
     from prompt_tuning.inference.answerer import Evaluation
-    from prompt_tuning.inference.evaluation import Evaluator
     from prompt_tuning.runs.task_data import TaskData
 
 
@@ -32,7 +32,7 @@ class MemberTasks:
         """Knows no task yet, only the rows of the model's table and its vocabulary."""
         self._vocab_size, self._models_vocabulary = vocab_size, models_vocabulary
         self._tasks: dict[Any, TaskData] = {}
-        self._evaluators: dict[Any, Evaluator] = {}
+        self._evaluators: dict[Any, Callable[[Params], Evaluation]] = {}
         self._fills: dict[Any, Fill] = {}
         self._tf_idfs: dict[Any, float | None] = {}
 
@@ -85,8 +85,18 @@ class MemberTasks:
         mesh: jax.sharding.Mesh | None,
         batch_size: int,
         num_examples: int | None,
+        *,
+        by_likelihood: bool = False,
     ) -> Evaluate | None:
         """The evaluation of a member; None where it has no split for it.
+
+        Args:
+          spec: the member.
+          model: what answers.
+          mesh: the devices, where there are several.
+          batch_size: rows of a batch.
+          num_examples: take the first so many examples only.
+          by_likelihood: by that of the right answers in place of the task's metrics.
 
         Raises:
           UserError: see `TaskData.evaluator`.
@@ -94,8 +104,11 @@ class MemberTasks:
         if spec.data.eval_split is None:
             return None
         task, key = self.of(spec), self._evaluator_key(spec)
+        make = task.evaluator
+        if by_likelihood:
+            make, key = task.likelihood, (*key, LOG_LIKELIHOOD)
         if key not in self._evaluators:
-            self._evaluators[key] = task.evaluator(
+            self._evaluators[key] = make(
                 spec.data.eval_split, model, mesh, batch_size, num_examples
             )
         return functools.partial(_metrics, self._evaluators[key], spec)
@@ -140,13 +153,19 @@ class MemberTasks:
 
 
 def _metrics(
-    evaluator: "Evaluator", spec: MemberSpec, tuned: Params, frozen: Params
+    evaluator: "Callable[[Params], Evaluation]",
+    spec: MemberSpec,
+    tuned: Params,
+    frozen: Params,
 ) -> Mapping[str, float]:
     return _outcome(evaluator, spec, tuned, frozen).metrics
 
 
 def _outcome(
-    evaluator: "Evaluator", spec: MemberSpec, tuned: Params, frozen: Params
+    evaluator: "Callable[[Params], Evaluation]",
+    spec: MemberSpec,
+    tuned: Params,
+    frozen: Params,
 ) -> "Evaluation":
     """Of a member; a prompt goes by the name that all have when evaluated."""
     part = spec.method.materialize(tuned, frozen)

@@ -67,6 +67,8 @@ def saved(
         "metric": cards.finite_metrics(result.metrics),
         "versions": facts["versions"],
     }
+    if "learning_rate" in facts:
+        card["recipe"]["learning_rate"] = facts["learning_rate"]
     if "changes" in facts:
         card["changes"] = facts["changes"]
     prompt = part.get("prompts", {}).get(spec.name, np.zeros((0, width), np.float32))

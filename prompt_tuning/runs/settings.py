@@ -22,6 +22,7 @@ from prompt_tuning.types import (
     ActivationDtype,
     BatchSize,
     FeatureLengths,
+    LearningRates,
     NonNegativeFloat,
     PositiveInt,
     PromptLength,
@@ -241,7 +242,11 @@ class Settings:
       prompts: several prompts to tune side by side: for each, the values in which it
         differs from this run's own (see `prompt_lists` and `member_specs.OWN_VALUES`).
       optimizer_at: makes the optimizer at another learning rate, for ``prompts`` that
-        give one.
+        give one and for ``rates``.
+      rates: learning rates to try before the run (see `rate_trial`), which takes the
+        best of them; None tries none.
+      rate_trial: what a trial found, for the records.
+      by_likelihood: evaluate by that of the right answers, not by the task's metrics.
       trackers: where records go beside the run's folder: 'mlflow', 'wandb', or objects
         (see `training.trackers`).
     """
@@ -260,3 +265,6 @@ class Settings:
     prompts: Sequence[Mapping[str, Any]] | None = None
     optimizer_at: Callable[[float], optax.GradientTransformation] | None = None
     trackers: Sequence[Any] = ()
+    rates: LearningRates | None = None
+    rate_trial: Mapping[str, Any] | None = None
+    by_likelihood: bool = False

@@ -3,27 +3,30 @@
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import numpy as np
 import seqio
 import tensorflow as tf
 
 from prompt_tuning import decoding, report
-from prompt_tuning.data import batching, examples, label_sets
+from prompt_tuning.data import batching, examples, in_memory, label_sets
 from prompt_tuning.data.feature_converter import PromptFeatureConverter
 from prompt_tuning.data.length_report import Fill, LengthReport
 from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.data.split_lengths import length_report
 from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.errors import UserError
-from prompt_tuning.inference import evaluation
-from prompt_tuning.inference.answerer import Answerer
+from prompt_tuning.inference import evaluation, likelihood
+from prompt_tuning.inference.answerer import Answerer, Evaluation
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import Transformer
 from prompt_tuning.tasks import features, labels, local_file
 from prompt_tuning.training.members import Batches
+from prompt_tuning.types import Params
 
 # The module that gin files name unless they are told of another.
 TASKS = "prompt_tuning.tasks"
@@ -31,6 +34,7 @@ TASKS = "prompt_tuning.tasks"
 MOST_ROWS_AN_ID = 2
 # What a text is in a dataset of TensorFlow's.
 TEXT = tf.TensorSpec((), tf.string)
+INPUTS, TARGETS = "encoder_input_tokens", "decoder_target_tokens"
 _CURE = (
     "choose the task's variant of the model's vocabulary (its name with 't5_', 'mt5_', "
     "'byt5_' or 'mini_' before it), or set VOCABULARY for files of your own"
@@ -277,6 +281,43 @@ class TaskData:
             ),
             batch_size=batch_size,
             num_examples=num_examples,
+        )
+
+    def likelihood(
+        self,
+        split: str,
+        model: Model,
+        mesh: jax.sharding.Mesh | None,
+        batch_size: int,
+        num_examples: int | None = None,
+    ) -> Callable[[Params], Evaluation]:
+        """The same by the likelihood of the right answers alone.
+
+        Raises:
+          UserError: see `batching.load`.
+        """
+        network = Transformer(model.network.config, self.prompts)
+        rows = batching.load(
+            self._name,
+            split=split,
+            task_feature_lengths=self._lengths,
+            prompts=self.prompts,
+            vocab_size=self._vocab_size,
+            placement=self._placement,
+            batch_size=1,
+            shuffle=False,
+            num_epochs=1,
+            examples_to_check=0,
+        )
+        inputs, targets = [], []
+        for row in itertools.islice(rows, num_examples):
+            for ids, key in ((inputs, INPUTS), (targets, TARGETS)):
+                ids.append(np.trim_zeros(row[key][0], "b"))
+        return likelihood.evaluator(
+            dataclasses.replace(model, network=network),
+            in_memory.Examples(inputs, targets),
+            mesh,
+            batch_size,
         )
 
     def fill(self, split: str, batch_size: int, *, pack: bool = False) -> Fill:

@@ -109,10 +109,12 @@ class Loaded:
     def facts(self) -> dict[str, Any]:
         """What results and cards say of the whole run."""
         settings = self.plan.settings
+        trial = settings.rate_trial
         return {
             "method": registry.named(settings.tuning.method).describe(),
             "base_model": self.base.identity,
             "seed": settings.seed,
+            **({} if trial is None else {"learning_rate": dict(trial)}),
             "versions": report.versions(),
         }
 
@@ -171,8 +173,10 @@ def plan(settings: Settings) -> Plan:
     return Plan(settings, members, weights_dtype)
 
 
-def load(planned: Plan, base: BaseModel | None = None) -> Loaded:
-    """Reads the data, the base model (unless it is given) and the members' starts.
+def load(
+    planned: Plan, base: BaseModel | None = None, tasks: MemberTasks | None = None
+) -> Loaded:
+    """Reads the data and the base model, unless they are given, and the members' starts.
 
     Raises:
       UserError: the data or the model are missing, or do not fit.
@@ -185,7 +189,7 @@ def load(planned: Plan, base: BaseModel | None = None) -> Loaded:
         checkpoint = base_models.open_checkpoint(checkpoint)
         loading.check_sizes(checkpoint, config)
     vocabulary = base.vocabulary if base else formats.vocabulary(checkpoint.path)
-    tasks = MemberTasks(config.vocab_size, vocabulary)
+    tasks = tasks or MemberTasks(config.vocab_size, vocabulary)
     batches = []
     for spec in specs:
         with report.doing(f"reading {spec.data.mixture_or_task_name}"):
@@ -238,6 +242,7 @@ def load(planned: Plan, base: BaseModel | None = None) -> Loaded:
                 base.mesh,
                 settings.eval_batch_size,
                 settings.num_eval_examples,
+                by_likelihood=settings.by_likelihood,
             ),
             materialize=spec.method.materialize,
             penalty=spec.method.penalize if spec.method.has_penalty else None,

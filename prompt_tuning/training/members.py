@@ -126,6 +126,12 @@ class Standing:
     left: int | None = None
     diverged: bool = False
 
+    @property
+    def value(self) -> float:
+        """What members are compared by: their evaluation, or their loss, negated."""
+        best = self.selection.best
+        return -self.loss if best is None else best.value
+
     def record(self) -> dict[str, Any]:
         """What a checkpoint says of it."""
         return {

@@ -65,6 +65,16 @@ def learning_rate_of(tx: optax.GradientTransformation, step: int) -> float | Non
     return float(_compiled(rate)(step)) if callable(rate) else rate
 
 
+def rates_around(rate: float) -> tuple[float, ...]:
+    """The rates that are tried where a method's usual one is known.
+
+    >>> rates_around(0.3)
+    (0.03, 0.1, 0.3, 1.0, 3.0)
+    """
+    factors = (0.1, 1 / 3, 1.0, 10 / 3, 10.0)
+    return tuple(float(f"{rate * factor:.2g}") for factor in factors)
+
+
 # Schedules are asked once for each record: one small program in place of its parts.
 _compiled = functools.lru_cache(maxsize=128)(jax.jit)
 
@@ -96,7 +106,8 @@ def learning_rate_schedule(
 
     Args:
       factors: what the rate is the product of at each step, names joined by ``*``.
-      base_learning_rate: the learning rate, where ``constant`` is a factor.
+      base_learning_rate: the learning rate, where ``constant`` is a factor; ``train`` takes
+        'auto' or a list, too, and tries several before the run.
       warmup_steps: length of the warm-up, and offset of the decays.
       decay_steps: the step at which the factors that are ours reach 0.
       decay_factor: see linear_decay and decay_every.

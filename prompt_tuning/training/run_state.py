@@ -270,19 +270,24 @@ class Progress:
     def settle(self) -> bool:
         """Lets those leave whose patience is over or whose loss is not finite.
 
+        At a halving of the schedule the worse half leaves, too.
+
         Returns:
           Whether anybody leaves.
         """
+        worse = self._worse_half() if self.step in self._schedule.halvings else ()
         for member in self._here:
             standing = self.standings[member.name]
             selection = standing.selection
-            gone = standing.diverged or selection.is_over
+            gone = standing.diverged or selection.is_over or member.name in worse
             standing.left = self.step if gone else None
             if standing.diverged:
                 report.say(
                     f"{member.name} left at step {self.step}: its loss is "
                     f"{standing.loss}; lower its learning rate"
                 )
+            elif member.name in worse:
+                report.say(f"{member.name} left at step {self.step}: others are better")
             elif gone and (best := selection.best):
                 report.say(
                     f"{member.name} stopped at step {self.step}: {selection.stale} "
@@ -290,6 +295,12 @@ class Progress:
                     f"{best.value:.4f} of step {best.step}"
                 )
         return len(self.active) < len(self._here)
+
+    def _worse_half(self) -> set[str]:
+        """Those of whom a halving takes leave; of equals the last ones."""
+        here = [m.name for m in self._here if not self.standings[m.name].diverged]
+        here.sort(key=lambda name: -self.standings[name].value)
+        return set(here[-(len(here) // 2) :]) if len(here) > 1 else set()
 
     def is_to_be_saved(self) -> bool:
         """Whether it is time for a checkpoint, or nobody goes on.

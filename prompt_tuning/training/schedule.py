@@ -28,6 +28,8 @@ class Schedule:
       keep_last: take the last evaluation for the best, whatever its metrics.
       checkpoint_seconds: the age at which a checkpoint is followed by another one,
         whatever the step; 0 goes by steps alone.
+      halvings: the steps after which only the better half of those who take part goes
+        on, by their last evaluation or, without one, their loss.
     """
 
     steps: PositiveInt
@@ -38,6 +40,7 @@ class Schedule:
     metric: str | None = None
     keep_last: bool = False
     checkpoint_seconds: NonNegativeFloat = 300.0
+    halvings: tuple[int, ...] = ()
 
     def __post_init__(self):
         """Refuses what is no number of steps.
@@ -48,7 +51,9 @@ class Schedule:
         values.check(Schedule, vars(self))
 
     def due(self, step: int, period: int | None) -> bool:
-        """Whether ``step`` ends a period or the run."""
+        """Whether ``step`` ends a period or the run, or comes before a halving."""
+        if step in self.halvings:
+            return True
         if period is None:
             period = max(1, min(LONGEST_PERIOD, self.steps // 10))
         return step >= self.steps or bool(period) and step % period == 0
