@@ -116,17 +116,17 @@ class PrefixTuning(Method, kind="prefix_tuning"):
 
 
 def keys_and_values(base: Params, path: str, rows: Array) -> dict[str, Array]:
-    """What an attention's own projections make of rows [P, H]: [L, P, N D] each.
+    """What an attention's own projections make of states: [L, P, N D] each.
 
     Args:
       base: the base model's parameters.
       path: the attention, one of `NORMS`.
-      rows: states before the norm.
+      rows: the states before the norm: [P, H], or those of each layer, [L, P, H].
     """
     # [L, H], or [1, H] where one norm serves all layers.
     scales = jnp.atleast_2d(jnp.asarray(trees.flatten(base)[NORMS[path]], jnp.float32))
-    normed = lambda scale: RMSNorm().apply({"params": {"scale": scale}}, rows)
-    inputs = jax.vmap(normed)(scales)
+    normed = lambda scale, own: RMSNorm().apply({"params": {"scale": scale}}, own)
+    inputs = jax.vmap(normed, (0, 0 if rows.ndim > 2 else None))(scales, rows)
     return {
         site: product(inputs, kernels.read(base, f"{path}/{kernel}"))
         for site, kernel in ((KEYS, "key"), (VALUES, "value"))

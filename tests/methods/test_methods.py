@@ -17,6 +17,7 @@ from prompt_tuning.methods import registry
 from prompt_tuning.methods.attempt import Attempt
 from prompt_tuning.methods.composed import Composed
 from prompt_tuning.methods.decoder_prefix import DecoderPrefix
+from prompt_tuning.methods.decoder_prompt import DecoderPrompt
 from prompt_tuning.methods.decomposed_prompt import DecomposedPrompt
 from prompt_tuning.methods.dept import DePT
 from prompt_tuning.methods.ia3 import IA3
@@ -191,6 +192,24 @@ def test_a_prefix_starts_as_the_keys_of_normed_rows():
     normed = normed * layer["pre_attention_layer_norm"]["scale"]
     wanted = normed @ layer["attention"]["key"]["kernel"]
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_decoder_prompt_of_one_layer_is_tokens_before_the_first():
+    """In one layer the states of tokens are their embeddings, which nothing changes."""
+    tokens = np.array([5, 9, 11])
+    params, bank = params_of(DecoderPrompt(3), {"layers": TABLE[tokens][None]})
+    model, batch = Model(Transformer(CONFIG, bank)), next(batches(0, has_prompt=False))
+    before = np.tile(tokens, (3, 1))
+    longer = batch | {
+        name: np.concatenate([before, batch[name]], axis=1)
+        for name in ("decoder_input_tokens", "decoder_target_tokens")
+    }
+    np.testing.assert_allclose(
+        jax.jit(model.logits)(params, batch),
+        jax.jit(model.logits)(BASE, longer)[:, 3:],
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize(
@@ -474,6 +493,7 @@ def test_a_part_at_rate_zero_leaves_the_other_to_itself():
         (IA3(), 0, 104_448),
         (PrefixTuning(), 20, 1_105_920),
         (DecoderPrefix(20), 0, 368_640),
+        (DecoderPrompt(20), 0, 184_320),
         # PEFT's prefix encoder with its projection: P H + (H + 1) m + (m + 1) 2 L H.
         (DecoderPrefix(20, hidden=512), 0, 15_360 + 769 * 512 + 513 * 18_432),
         (InstructionAwarePrompt(16, shared_layers=4), 4, 3 * 2 * 16 * 768 + 12 * 76),
@@ -539,6 +559,7 @@ def test_an_lstm_reads_from_both_ends():
         (lambda: started(LoRA(rank=17)), "LoRA.rank=17 is more than .* has"),
         (lambda: started(LoRA(targets=("q",))), r"targets=\['q'\]: q is no kernel"),
         (lambda: DecoderPrefix(length=0), "DecoderPrefix.length=0 must be"),
+        (lambda: DecoderPrompt(length=0), "DecoderPrompt.length=0 must be"),
         (lambda: PrefixTuning(hidden=0), "PrefixTuning.hidden=0 must be"),
         (lambda: Composed(("lora",)), "must be two methods or more, each once"),
         (lambda: Composed(("lora", "lora")), "must be two methods or more, each once"),
