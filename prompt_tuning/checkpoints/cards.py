@@ -60,6 +60,7 @@ class _Card(_Record):
         Annotated[list[_Label], pydantic.Field(min_length=2, max_length=MOST_LABELS)]
         | None
     ) = None
+    verbalizers: list[_Label] | None = None
     label_scores: Literal["sum", "mean"] | None = None
     vocabulary: _Text | None = None
     vocabulary_fingerprint: _Text | None = None
@@ -90,6 +91,9 @@ def check(card: Any, path: files.Path) -> dict[str, Any]:
         _Card.model_validate(dict(card))
         if (labels := card.get("labels")) and len(set(labels)) < len(labels):
             raise UserError("labels: two are the same")
+        words, labels = (card.get(key) or () for key in ("verbalizers", "labels"))
+        if words and len(set(words)) != len(labels):
+            raise UserError("verbalizers: there is not one word for each label")
         if (template := card.get("template")) is not None:
             templates.Template.parse(template)
     except pydantic.ValidationError as error:

@@ -7,6 +7,7 @@ training, less the cutting: position i of the prompt is -(i + 1) in what is retu
 since where a prompt lies in the network's table is decided later and may change.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -46,8 +47,9 @@ class Encoding:
         """Reads a prompt's card.
 
         Args:
-          card: vocabulary, labels, how they are compared (``label_scores``), template
-            and placement, all of them optional.
+          card: vocabulary, labels, the words that stand for them (``verbalizers``), how
+            they are compared (``label_scores``), template and placement, all of them
+            optional.
           length: positions of the prompt; 0 for a prompt that is all words.
           vocab_size: rows of the model's embedding table, V.
           vocabulary: of its rows; by default that of the card (see `vocabulary_of`).
@@ -78,7 +80,12 @@ class Encoding:
             )
         self._label_scores = card.get("label_scores") or SUM
         labels = card.get("labels")
-        self.labels = None if labels is None else self.label_set(labels)
+        words = card.get("verbalizers") or labels
+        self.labels = None
+        if labels is not None:
+            # The words are ranked, and the labels that they stand for are the answers.
+            ranked = self.label_set(words)
+            self.labels = dataclasses.replace(ranked, names=tuple(labels))
 
     def label_set(self, labels: Any) -> LabelSet:
         """A label set in this vocabulary, compared as the card says.

@@ -3,7 +3,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -43,29 +43,52 @@ def hand_written(
 ) -> np.ndarray:
     """Which examples the frozen model gets right by ranking the verbalizers.
 
-    Rows and verbalizers of all prompts are padded to the longest: one program answers.
-
     Returns:
       For each prompt, each example: ``[prompts, N]`` bool.
     """
+    rows = [[{"text": text} for text in texts]] * len(prompts)
+    found = log_likelihoods(base, prompts, rows, vocabulary)
+    return np.stack([each.argmax(axis=1) for each in found]) == np.asarray(labels)
+
+
+def log_likelihoods(
+    base: BaseModel,
+    prompts: Sequence[HandWritten],
+    rows: Sequence[Sequence[Mapping[str, str]]],
+    vocabulary: Vocabulary,
+) -> Iterator[np.ndarray]:
+    """What the frozen model gives the verbalizers of each prompt, prompt by prompt.
+
+    Rows and verbalizers of all prompts are padded to the longest: one program answers.
+
+    Args:
+      base: the model.
+      prompts: those to ask by.
+      rows: of each prompt the columns of its rows.
+      vocabulary: of the texts.
+
+    Yields:
+      Of each prompt the log-likelihoods of its verbalizers: ``[N, C]``.
+    """
+    if not prompts:
+        return
     store = PromptStore(base, 1)
     words = np.zeros((0, store.width), np.float32)
     tables = [label_tokens(prompt.verbalizers, vocabulary) for prompt in prompts]
     widest = max(table.shape[1] for table in tables)
-    items = []
-    for prompt, table in zip(prompts, tables, strict=True):
+    asked = []
+    for prompt, table, own in zip(prompts, tables, rows, strict=True):
         card = {"template": prompt.pattern}
         stored = store.add(prompt.pattern, words, card, vocabulary)
         tokens = np.pad(table, ((0, 0), (0, widest - table.shape[1])))
         verbalizers = LabelSet(prompt.verbalizers, tokens)
-        items += [
-            Item(stored, stored.encoding.encode({"text": text}), verbalizers)
-            for text in texts
-        ]
-    longest = max(len(item.ids) for item in items)
+        asked.append(
+            [Item(stored, stored.encoding.encode(row), verbalizers) for row in own]
+        )
+    longest = max(len(item.ids) for items in asked for item in items)
     engine = Engine(base, store, batch_sizes=(BATCH_SIZE,), lengths=(longest,))
-    answers = np.array([output.argmax() for output in engine.outputs(items)])
-    return answers.reshape(len(prompts), len(texts)) == np.asarray(labels)
+    for items in asked:
+        yield np.stack(engine.outputs(items))
 
 
 def tf_idf(

@@ -43,6 +43,11 @@ def read(paths: Sequence[str], base: BaseModel, force: bool) -> dict[str, Saved]
         for note in saved.card.get("notes", ()):
             report.say(note)
         prompt_file.check_compatible(saved.card, base.fingerprint, width, force=force)
+        if saved.card.get("verbalizers"):
+            raise UserError(
+                f"{path} is a prompt in words, with a template and answers of its own, "
+                "and eval takes those of the task: answer rows with it by infer"
+            )
         name = name_of(path)
         if name in found:
             raise UserError(
