@@ -18,7 +18,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.network import adapters
 from prompt_tuning.network.adapters import Slot
 from prompt_tuning.network.slots import LowRank, Prefix, Rows, Scale
-from prompt_tuning.network.text_slots import Generator, Mixture, Offset
+from prompt_tuning.network.text_slots import Generator, Mixture, Offset, Visibility
 from prompt_tuning.types import Array
 
 # What a run of one adapter calls it.
@@ -27,7 +27,16 @@ ROWS = "rows"
 # Of each kind of slot its class, by the name that files use.
 KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
-    for kind in (LowRank, Scale, Rows, Prefix, Offset, Generator, Mixture)
+    for kind in (
+        LowRank,
+        Scale,
+        Rows,
+        Prefix,
+        Offset,
+        Generator,
+        Mixture,
+        Visibility,
+    )
 }
 
 

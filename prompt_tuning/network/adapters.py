@@ -2,8 +2,9 @@
 """What tuning methods put into the layers of a frozen network, and where.
 
 A *site* is a place in a layer that lets something be put there: the input and the output
-of a `Dense`, the embedded text, the hidden state before a layer of the encoder, the keys
-and the values of encoder positions, those before the decoder's own. A *slot* is what lies
+of a `Dense`, the embedded text, the hidden state before a layer of the encoder, the mask of
+its attention, the keys and the values of encoder positions, those before the decoder's own.
+A *slot* is what lies
 at a site: arrays with a rule by which they change the value that passes (see `slots`).
 Slots are variables of the collection `COLLECTION`, at the
 path of their module, so that scans over layers and remat treat them as parameters; a site
@@ -24,10 +25,10 @@ from prompt_tuning import trees
 from prompt_tuning.types import Array, Params
 
 COLLECTION = "adapters"
-# The sites of a `Dense`; of the encoder's input and of its layers; of an attention over
-# encoder positions; of the decoder's self-attention.
+# The sites of a `Dense`; of the encoder's input, of its layers and of what they attend to;
+# of an attention over encoder positions; of the decoder's self-attention.
 INPUT, OUTPUT = "input", "output"
-EMBEDDED, HIDDEN = "embedded", "hidden"
+EMBEDDED, HIDDEN, VISIBLE = "embedded", "hidden", "visible"
 KEYS, VALUES = "key_rows", "value_rows"
 PREFIX = "prefix"
 
@@ -109,6 +110,8 @@ def widths_at(site: str, base: Params) -> tuple[int, int] | None:
         return of(f"{path}/kernel", 1 if place == INPUT else 2)
     if site == f"encoder/{EMBEDDED}":
         return 1, flat["token_embedder/embedding"].shape[1]
+    if site == f"encoder/{VISIBLE}":
+        return 1, 2  # Text and prompts.
     if site == f"encoder/layers/{HIDDEN}":
         return of("encoder/layers/pre_mlp_layer_norm/scale", 1)
     own = path.endswith("self_attention")
@@ -122,7 +125,7 @@ def at(module: nn.Module, site: str, y: Any, where: Where | None, x: Any = None)
     if where is None or not module.has_variable(COLLECTION, site):
         return y
     for slot in module.get_variable(COLLECTION, site):
-        if site == EMBEDDED:
+        if site in (EMBEDDED, VISIBLE):
             # No scan over layers takes their axis away here.
             slot = jax.tree.map(lambda array: array[0], slot)
         y = slot(y, where, y if x is None else x)

@@ -186,6 +186,45 @@ class Mixture(ByOwner):
         return y + jnp.where(here[..., None], added, 0.0).astype(y.dtype)
 
 
+@flax.struct.dataclass
+class Visibility(ByOwner):
+    """Says which kinds of the encoder's positions attend to which.
+
+    Attributes:
+      sees: 1 where positions of the first kind attend to those of the second, text being
+        kind 0 and prompts kind 1: [L, K, 2, 2].
+      ahead: 1 where positions of a prompt attend to later ones of it, too: [L, K, 1].
+    """
+
+    FIELDS: ClassVar[tuple[str, ...]] = ("sees", "ahead")
+    NEUTRAL = 1.0
+    sees: Array
+    ahead: Array
+    place: Array
+    start: Array
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """The kinds of positions."""
+        return {"": (self.sees.shape[0], self.sees.shape[2])}
+
+    def __call__(self, y: Array, where: Where, x: Array) -> Array:  # [B, 1, T, T] bool
+        """The mask, narrowed."""
+        del x
+        sees, ahead, _ = self._own(where)
+        prompt = where.positions >= 0
+        kinds = jnp.stack([~prompt, prompt], axis=-1).astype(jnp.float32)  # [B, T, 2]
+        allowed = jnp.einsum(
+            "btq,bqk,bsk->bts",
+            kinds,
+            jnp.broadcast_to(sees, (len(y), *sees.shape[1:])),
+            kinds,
+        )
+        later = where.positions[:, None, :] > where.positions[:, :, None]
+        hidden = later & prompt[:, :, None] & (ahead[..., None] == 0)
+        return y & ((allowed > 0) & ~hidden)[:, None]
+
+
 def largest_of_text(y: Array, where: Where) -> Array:  # [B, T, H] -> [B, T, H]
     """Of each position the largest values of its own example's text; 0 without text.
 

@@ -167,6 +167,7 @@ class Stack(nn.Module):
             before = adapters.prefix_length(self, where)
         else:
             x = adapters.at(self, adapters.EMBEDDED, x, where)
+            mask = adapters.at(self, adapters.VISIBLE, mask, where)
         length = max_decode_length if decode and max_decode_length else x.shape[1]
         bias = layers.RelativePositionBias(
             cfg.num_heads,

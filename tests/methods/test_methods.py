@@ -28,6 +28,7 @@ from prompt_tuning.methods.instruction_aware_prompt import (
 )
 from prompt_tuning.methods.lora import LoRA
 from prompt_tuning.methods.low_dimensional_prompt import LowDimensionalPrompt
+from prompt_tuning.methods.masked_prompt import MaskedPrompt
 from prompt_tuning.methods.method import HELD, Method, Start, assemble
 from prompt_tuning.methods.multitask_prompt import MultitaskPrompt
 from prompt_tuning.methods.p_tuning import PTuning
@@ -192,6 +193,34 @@ def test_a_prefix_starts_as_the_keys_of_normed_rows():
     normed = normed * layer["pre_attention_layer_norm"]["scale"]
     wanted = normed @ layer["attention"]["key"]["kernel"]
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_what_does_not_see_another_is_as_without_it():
+    """A prompt that sees no text; a text that sees no prompt; a prompt read forwards."""
+
+    def encoded(method, *ids):
+        params, bank = params_of(method, ROWS)
+        batch = {
+            "encoder_input_tokens": np.array([np.concatenate(ids)], np.int32),
+            "decoder_input_tokens": np.zeros((1, 1), np.int32),
+            "decoder_target_tokens": np.ones((1, 1), np.int32),
+        }
+        model = Model(Transformer(CONFIG, bank))
+        return np.asarray(jax.jit(model.states)(params, batch)[0][0])
+
+    prompt, text = np.arange(64, 64 + LENGTH), np.array([5, 9, 11])
+    plain = registry.named("prompt_tuning")
+    usual = encoded(plain, prompt, text)
+    for method, part, alone in (
+        (MaskedPrompt(), slice(0, LENGTH), prompt),
+        (MaskedPrompt(text_sees_prompt=False), slice(LENGTH, None), text),
+        (MaskedPrompt(prompt_sees_ahead=False), slice(0, 2), prompt[:2]),
+    ):
+        found = encoded(method, prompt, text)[part]
+        np.testing.assert_allclose(found, encoded(method, alone), rtol=1e-4, atol=1e-5)
+        assert np.abs(found - usual[part]).max() > 1e-3
+    seen = MaskedPrompt(prompt_sees_text=True)
+    np.testing.assert_array_equal(encoded(seen, prompt, text), usual)
 
 
 def test_a_decoder_prompt_of_one_layer_is_tokens_before_the_first():
@@ -560,6 +589,8 @@ def test_an_lstm_reads_from_both_ends():
         (lambda: started(LoRA(targets=("q",))), r"targets=\['q'\]: q is no kernel"),
         (lambda: DecoderPrefix(length=0), "DecoderPrefix.length=0 must be"),
         (lambda: DecoderPrompt(length=0), "DecoderPrompt.length=0 must be"),
+        (lambda: MaskedPrompt(prompt_sees_itself=False), "see nothing at all"),
+        (lambda: MaskedPrompt(prompt_sees_text=1), "must be True or False"),
         (lambda: PrefixTuning(hidden=0), "PrefixTuning.hidden=0 must be"),
         (lambda: Composed(("lora",)), "must be two methods or more, each once"),
         (lambda: Composed(("lora", "lora")), "must be two methods or more, each once"),
