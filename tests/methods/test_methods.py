@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from prompt_tuning import decoding, trees
+from prompt_tuning.devices import sharding
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import registry
 from prompt_tuning.methods.attempt import Attempt
@@ -36,6 +37,7 @@ from prompt_tuning.methods.prefix_tuning import PrefixTuning
 from prompt_tuning.methods.residual_prompt import ResidualPrompt
 from prompt_tuning.methods.superposed_prompt import SuperposedPrompt
 from prompt_tuning.methods.wayward_prompt import WaywardPrompt
+from prompt_tuning.network import quantization
 from prompt_tuning.network.adapters import Where
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt, virtual_ids
@@ -357,10 +359,47 @@ def test_decoding_says_what_teacher_forcing_says(name):
     )
 
 
-def test_rows_of_all_methods_in_one_batch_equal_each_alone():
-    """Two layers, the batch under remat; gradients of every leaf are there."""
+@dataclasses.dataclass
+class Mixed:
+    """Rows of all methods that work in the layers, in one batch of a model.
+
+    The base model's kernels are what int8 ones stand for.
+    """
+
+    model: Model
+    base: dict
+    int8: dict
+    held: dict
+    leaves: dict
+    batch: dict
+    alone: list
+
+    def gradient_and_logits(self, base, held, leaves, batch):
+        """Of the loss with respect to all leaves, and the logits of all rows."""
+        model, frozen = self.model, {**base, HELD: held}
+
+        def loss_and_logits(leaves):
+            parts = {
+                name: IN_LAYERS[name].materialize(own, frozen)
+                for name, own in leaves.items()
+            }
+            own = assemble(parts, list(IN_LAYERS), model.network.prompts)
+            params = trees.merge(own, base)
+            return model.loss(params, batch)[0], model.logits(params, batch)
+
+        return jax.grad(loss_and_logits, has_aux=True)(leaves)
+
+
+@pytest.fixture(scope="module")
+def mixed():
     config = dataclasses.replace(CONFIG, num_encoder_layers=2)
-    base = jax.jit(Model(Transformer(config)).init)(jax.random.key(1))
+    base = trees.flatten(jax.jit(Model(Transformer(config)).init)(jax.random.key(1)))
+    int8 = dict(base)
+    for name in (name for name in base if name.endswith("/kernel")):
+        int8[name], scale = quantization.quantize(np.asarray(base[name]))
+        int8[quantization.scale_name(name)] = scale
+        base[name] = jnp.asarray(int8[name] * scale[..., None, :])
+    base = trees.unflatten(base)
     frozen = with_held(IN_LAYERS, base)
     bank = bank_of(*IN_LAYERS.items())
     ids = virtual_ids(bank, config.vocab_size)
@@ -380,26 +419,51 @@ def test_rows_of_all_methods_in_one_batch_equal_each_alone():
         if method.has_prompt:
             tokens = np.concatenate([ids[name][None], tokens[:, LENGTH:]], axis=1)
         tokens = np.pad(tokens, ((0, 0), (0, LENGTH + 5 - tokens.shape[1])))
-        rows.append({**row, "encoder_input_tokens": tokens})
+        index = np.full(1, number, np.int32)
+        rows.append({**row, "encoder_input_tokens": tokens, "prompt_index": index})
+    # Two devices share the rows.
+    rows += rows[: len(rows) % 2]
     batch = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
-    batch["prompt_index"] = np.arange(len(rows), dtype=np.int32)
     batch["targets_length"] = np.full(len(rows), 2, np.int32)
     config = dataclasses.replace(config, remat="full")
     model = Model(Transformer(config, bank), members=tuple(IN_LAYERS))
+    int8 = trees.unflatten(int8)
+    return Mixed(model, base, int8, frozen[HELD], leaves, batch, alone)
 
-    def loss_and_logits(leaves):
-        parts = {
-            name: IN_LAYERS[name].materialize(own, frozen)
-            for name, own in leaves.items()
-        }
-        params = trees.merge(assemble(parts, list(IN_LAYERS), bank), base)
-        return model.loss(params, batch)[0], model.logits(params, batch)
 
-    gradient, together = jax.jit(jax.grad(loss_and_logits, has_aux=True))(leaves)
-    for found, wanted in zip(together, alone, strict=True):
+@pytest.fixture(scope="module")
+def together(mixed):
+    function = jax.jit(mixed.gradient_and_logits)
+    return function(mixed.base, mixed.held, mixed.leaves, mixed.batch)
+
+
+def test_rows_of_all_methods_in_one_batch_equal_each_alone(mixed, together):
+    """Two layers, the batch under remat; gradients of every leaf are there."""
+    gradient, logits = together
+    for found, wanted in zip(logits, mixed.alone, strict=False):
         np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-4)
     for name, leaf in trees.flatten(gradient).items():
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, name
+
+
+@pytest.mark.slow
+def test_all_methods_are_the_same_on_int8_weights_spread_over_devices(mixed, together):
+    """Two copies of the model, each cut over two devices."""
+    mesh = sharding.make_mesh(2, jax.devices()[:4])
+    rules = sharding.logical_axis_rules()
+    network = dataclasses.replace(mixed.model.network, prompts=())
+    boxed = quantization.quantize_abstract(Model(network).abstract_params())
+    base = jax.device_put(mixed.int8, sharding.param_shardings(boxed, mesh, rules))
+    held, leaves = sharding.replicate((mixed.held, mixed.leaves), mesh)
+    with sharding.partitioned(mesh, rules):
+        batch = sharding.shard_batch(mixed.batch, mesh)
+        found = jax.jit(mixed.gradient_and_logits)(base, held, leaves, batch)
+    kernel = base["encoder"]["layers"]["mlp"]["wi_0"]["kernel"]
+    assert kernel.dtype == jnp.int8
+    assert kernel.sharding.shard_shape(kernel.shape)[2] * 2 == kernel.shape[2]
+    for own, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(together)):
+        scale = np.abs(wanted).max()
+        np.testing.assert_allclose(own, wanted, rtol=1e-3, atol=1e-4 * max(scale, 1.0))
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in IN_LAYERS])
