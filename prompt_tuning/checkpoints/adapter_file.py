@@ -57,16 +57,35 @@ def save(
     Raises:
       UserError: a number is not finite, or the file cannot be written.
     """
+    tensors = tensors_of(rows, slots)
+    files.write(path, tensors, metadata_of(tensors, card, path))
+
+
+def tensors_of(
+    rows: np.ndarray | Array, slots: Mapping[str, Slot]
+) -> dict[str, np.ndarray]:
+    """The tensors of a file, float32, by their names."""
     tensors = {ROWS: np.asarray(rows, np.float32)}
-    for site, slot in slots.items():
+    for site, slot in sorted(slots.items()):
         for field, array in slot.arrays().items():
             array = np.asarray(array, np.float32)
             tensors[f"{SLOTS}{site}/{type(slot).__name__}/{field}"] = array
-    numbers = _numbers(tensors)
-    prompt_file.check_finite(numbers, path)
+    return tensors
+
+
+def metadata_of(
+    tensors: Mapping[str, np.ndarray], card: dict[str, Any], path: files.Path
+) -> dict[str, str]:
+    """What goes with them: the card, and the checksum of all their numbers.
+
+    Raises:
+      UserError: a number is not finite, or the card says what none may.
+    """
+    found = numbers(tensors)
+    prompt_file.check_finite(found, path)
     length, width = tensors[ROWS].shape
     card = cards.check({**card, "length": length, "width": width}, path)
-    files.write(path, tensors, cards.encode(card, numbers))
+    return cards.encode(card, found)
 
 
 def is_adapter(path: files.Path) -> bool:
@@ -108,9 +127,9 @@ def load(
                 "again with this version"
             )
         parts.setdefault(site, {}).setdefault(kind, {})[field] = array
-    numbers = _numbers(tensors)
-    prompt_file.check_finite(numbers, path)
-    card = cards.verified(card, numbers, path)
+    found = numbers(tensors)
+    prompt_file.check_finite(found, path)
+    card = cards.verified(card, found, path)
     slots = {}
     for site, kinds in parts.items():
         ((kind, fields),) = kinds.items()
@@ -139,6 +158,6 @@ def check_fits(slots: Mapping[str, Slot], base: Mapping[str, Any]) -> None:
                 )
 
 
-def _numbers(tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+def numbers(tensors: Mapping[str, np.ndarray]) -> np.ndarray:
     """All numbers in the order of their tensors' names."""
     return np.concatenate([tensors[name].ravel() for name in sorted(tensors)])

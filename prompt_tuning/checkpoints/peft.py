@@ -99,14 +99,28 @@ def save(
         **keys.CONSTANT,
         keys.SUBMODULES: len(rows) // len(array),
     }
-    # PEFT wants to be told that the tensors are PyTorch's.
-    metadata = {"format": "pt", **cards.encode(card, array)}
+    write(folder, config, {keys.TENSOR: rows}, cards.encode(card, array))
+
+
+def write(
+    folder: pathlib.Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+) -> None:
+    """Writes a folder of PEFT's, whole or not at all.
+
+    Raises:
+      UserError: it holds something or cannot be written.
+    """
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    # PEFT wants to be told that the tensors are PyTorch's.
+    metadata = {"format": "pt", **metadata}
     with files.replacing(folder) as temporary:
         if os.path.lexists(folder) and (folder.is_file() or any(folder.iterdir())):
             raise UserError(f"{folder} exists already; give a new folder")
         temporary.mkdir()
-        files.write(temporary / keys.TENSOR_FILE, {keys.TENSOR: rows}, metadata)
+        files.write(temporary / keys.TENSOR_FILE, tensors, metadata)
         (temporary / keys.CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
@@ -131,6 +145,23 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
 
 def _read_tensor(folder: pathlib.Path) -> tuple[np.ndarray, dict[str, Any] | None]:
     """The rows as they are on disk, and our card if we wrote the file."""
+    tensors, card = read_tensors(folder)
+    if [*tensors] != [keys.TENSOR]:
+        raise UserError(
+            f"{folder / keys.TENSOR_FILE} holds the tensors {sorted(tensors)}, a prompt is "
+            f"{keys.TENSOR!r} alone; give the folder of a prompt"
+        )
+    return tensors[keys.TENSOR], card
+
+
+def read_tensors(
+    folder: pathlib.Path,
+) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
+    """The tensors of a folder by their names, and our card if we wrote the file.
+
+    Raises:
+      UserError: they are a pickle, damaged, or of a type that float32 does not hold.
+    """
     path = files.inside(folder, keys.TENSOR_FILE)
     if not path.exists() and (folder / keys.PICKLE_FILE).exists():
         raise UserError(
@@ -139,21 +170,16 @@ def _read_tensor(folder: pathlib.Path) -> tuple[np.ndarray, dict[str, Any] | Non
         )
     with files.reading(path, "a prompt of PEFT") as file:
         names = list(file.keys())
-        if names != [keys.TENSOR]:
-            raise UserError(
-                f"{path} holds the tensors {sorted(names)}, a prompt is "
-                f"{keys.TENSOR!r} alone; give the folder of a prompt"
-            )
-        dtype = file.get_slice(keys.TENSOR).get_dtype()
-        # Each of these widens to float32 without a change of value.
-        if dtype not in dtypes.READ_AS:
-            raise UserError(
-                f"{path} holds numbers of type {dtype}; save the prompt again as "
-                "float32"
-            )
-        rows = file.get_tensor(keys.TENSOR)
+        for name in names:
+            dtype = file.get_slice(name).get_dtype()
+            # Each of these widens to float32 without a change of value.
+            if dtype not in dtypes.READ_AS:
+                raise UserError(
+                    f"{path} holds numbers of type {dtype} ({name}); save it again as "
+                    "float32"
+                )
         card = cards.decode(file.metadata() or {}, path)
-    return rows, card
+        return {name: file.get_tensor(name) for name in names}, card
 
 
 def _card(folder: pathlib.Path, config: Mapping[str, Any], rows: int) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def check_compatible(
     """
     base = card.get("base_model") or {}
     name = base.get("name") or "a model without name"
-    if card.get("width") != width:
+    # What stands in layers alone has no rows; its own sizes tell whether it fits.
+    if card.get("width") != width and card.get("length") != 0:
         raise UserError(
             f"the prompt has width {card.get('width')}, the model has width {width}; "
             f"use the model it was tuned on ({name})"

@@ -26,6 +26,7 @@ from prompt_tuning.checkpoints import (
     adapter_file,
     cards,
     peft,
+    peft_adapters,
     prompt_file,
     t5x_native,
     t5x_orbax,
@@ -94,7 +95,34 @@ def load_with_slots(path: files.Path) -> Saved:
     if os.path.isfile(path) and adapter_file.is_adapter(path):
         array, slots, card = adapter_file.load(path)
         return Saved(array, card, slots)
+    if peft_adapters.is_adapter(path):
+        return Saved(*peft_adapters.load(path))
     return Saved(*load(path))
+
+
+def save_as(path: files.Path, saved: Saved, format: str) -> None:
+    """Writes a prompt, one in words too, or an adapter in one of `FORMATS`.
+
+    Raises:
+      UserError: see `save`; the format has no place for the adapter.
+    """
+    in_words = bool(saved.card.get("verbalizers"))
+    if not saved.slots and not in_words:
+        save(path, saved.array, saved.card, format)
+    elif format == "native":
+        save_own(path, saved)
+    elif in_words:
+        raise UserError(
+            f"a prompt in words has no rows, and the format {format!r} holds nothing "
+            "else: choose native"
+        )
+    elif format == "peft":
+        peft_adapters.save(path, saved.array, saved.slots, dict(saved.card))
+    else:
+        raise UserError(
+            f"an adapter changes the model's layers, and the format {format!r} is for "
+            "prompts: choose native or peft"
+        )
 
 
 def save_own(path: files.Path, saved: Saved) -> None:

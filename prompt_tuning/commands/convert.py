@@ -28,10 +28,10 @@ def convert(
 
     Args:
       path: a model (T5X, Hugging Face folder or hub name, gs://, ``embedded:NAME``)
-        or a prompt (.safetensors, .npy, PEFT folder, T5X checkpoint).
+        or a prompt or adapter (.safetensors, .npy, PEFT folder, T5X checkpoint).
       output: the folder or file to write.
       to: the format; for models 'native', 't5x' or 'huggingface', for prompts
-        'native', 'npy', 'peft' or 'peft-doubled'.
+        'native', 'npy', 'peft' or 'peft-doubled', for adapters 'native' or 'peft'.
       dtype: of a model, 'float32' or 'bfloat16'; None keeps what it has.
       vocabulary: SentencePiece model to put beside a model; by default the one that
         lies beside it already.
@@ -61,11 +61,14 @@ def convert(
             raise UserError(
                 "--dtype, --vocabulary and --adapter are for models, not for prompts"
             )
-        array, card = prompt_formats.load(path)
-        for note in card.get("notes", ()):
+        saved = prompt_formats.load_with_slots(path)
+        for note in saved.card.get("notes", ()):
             report.say(note)
-        prompt_formats.save(output, array, card, to)
-        report.say(f"wrote {output}: a prompt of {len(array)} positions")
+        prompt_formats.save_as(output, saved, to)
+        what = f"a prompt of {len(saved.array)} positions"
+        if saved.slots:
+            what = f"an adapter at {len(saved.slots)} sites"
+        report.say(f"wrote {output}: {what}")
         return
     source = base_models.open_checkpoint(path)
     if not wants_model:

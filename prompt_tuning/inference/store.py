@@ -139,6 +139,8 @@ class PromptStore:
         Raises:
           UserError: it does not fit the model, the store or its own card.
         """
+        if len(array) == 0:
+            array = np.zeros((0, self.width), np.float32)
         length, width = array.shape
         facts = {"length": length, "width": width}
         prompt_file.check_compatible(

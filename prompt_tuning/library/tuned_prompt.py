@@ -57,16 +57,8 @@ class TunedPrompt:
         Raises:
           UserError: see `prompt_formats.save`; the format has no place for an adapter.
         """
-        if not self.slots:
-            prompt_formats.save(path, self.array, self.card, format)
-        elif format == "native":
-            saved = Saved(self.array, self.card, self.slots)
-            prompt_formats.save_own(path, saved)
-        else:
-            raise UserError(
-                f"{self.name} holds an adapter, which changes the model's layers; the "
-                f"format {format!r} is for prompts: leave it out"
-            )
+        saved = Saved(self.array, self.card, self.slots)
+        prompt_formats.save_as(path, saved, format)
         return pathlib.Path(path)
 
     def push_to_hub(

@@ -5,6 +5,8 @@ PEFT's model and ours read one folder that transformers wrote. Both compute in f
 what they have in common is compared to 1e-4 of its largest value.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,13 +18,14 @@ transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
 from prompt_tuning import trees
-from prompt_tuning.checkpoints import huggingface, layout, prompt_formats
+from prompt_tuning.checkpoints import adapter_file, huggingface, layout, prompt_formats
 from prompt_tuning.methods import registry
 from prompt_tuning.methods.decoder_prefix import DecoderPrefix
 from prompt_tuning.methods.ia3 import IA3
 from prompt_tuning.methods.lora import LoRA
 from prompt_tuning.methods.method import Start, assemble
 from prompt_tuning.methods.p_tuning import PTuning
+from prompt_tuning.network import adapters
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt, virtual_ids
 from prompt_tuning.network.transformer import T5Config, Transformer
@@ -365,18 +368,19 @@ def as_ours(arrays, shape):
     return np.stack([np.asarray(x).T.reshape(shape[1:]) for x in arrays])
 
 
+def without_prompt(ours, batch):
+    """Our model and its batch where no prompt stands in front of the text."""
+    model, params = ours
+    network = dataclasses.replace(
+        model, network=dataclasses.replace(model.network, prompts=())
+    )
+    text = batch["encoder_input_tokens"][:, LENGTH:]
+    return network, params, {**batch, "encoder_input_tokens": text}
+
+
 def our_values(method, leaves, ours, batch):
     """Loss and logits, and the gradient of the leaves."""
-    model, params = ours
-    network = Model(
-        Transformer(model.network.config),
-        z_loss=0.0,
-        loss_normalizing_factor="NUM_REAL_TARGET_TOKENS",
-    )
-    text = {
-        **batch,
-        "encoder_input_tokens": batch["encoder_input_tokens"][:, LENGTH:],
-    }
+    network, params, text = without_prompt(ours, batch)
 
     def loss(leaves):
         part = method.materialize(method.place("x", leaves), params)
@@ -437,6 +441,53 @@ def test_a_decoder_prefix_computes_what_pefts_does(folder, ours, batch):
     assert_close(gradient["key_rows"].sum(axis=0), wanted[0])
     assert_close(gradient["value_rows"].sum(axis=0), wanted[1])
     assert not wanted[2:].any()
+
+
+def values_of(found, ours, batch):
+    """Loss and logits with what a folder holds."""
+    network, params, text = without_prompt(ours, batch)
+    part = {adapters.COLLECTION: found.slots}
+    tree = trees.merge(assemble({"x": part}, ["x"]), params)
+    adapter_file.check_fits(found.slots, params)
+    return jax.jit(network.loss)(tree, text)[0], jax.jit(network.logits)(tree, text)
+
+
+FOLDERS = {
+    "lora": peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q", "v", "wo"]),
+    "rslora": peft.LoraConfig(r=3, use_rslora=True, target_modules=["q", "k", "o"]),
+    "ia3": ADAPTERS["ia3"][1],
+    "prefix": peft.PrefixTuningConfig(num_virtual_tokens=3),
+}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_folders_of_adapters_go_both_ways(kind, folder, ours, batch, tmp_path):
+    """What PEFT wrote computes the same here; what we write, the same there."""
+    config = FOLDERS[kind]
+    config.task_type = "SEQ_2_SEQ_LM"
+    model = peft.get_peft_model(base(folder), config).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    model.save_pretrained(tmp_path / "theirs")
+    found = prompt_formats.load_with_slots(tmp_path / "theirs")
+    loss, logits = values_of(found, ours, batch)
+    real = batch["decoder_target_tokens"] > 0
+    theirs = run_peft(model, batch)
+    assert_close(logits[real], theirs.logits.detach().numpy()[real])
+    assert_close(loss, theirs.loss.detach())
+    if kind == "prefix":
+        return  # Layers i and i + L/2 share theirs: ours are not written.
+    prompt_formats.save_as(tmp_path / "ours", found, "peft")
+    again = peft.PeftModel.from_pretrained(base(folder), tmp_path / "ours").eval()
+    assert_close(run_peft(again, batch).logits.detach(), theirs.logits.detach())
+    mine, others = (
+        peft.PeftConfig.from_json_file(tmp_path / name / "adapter_config.json")
+        for name in ("ours", "theirs")
+    )
+    assert mine.keys() <= others.keys()
 
 
 @pytest.mark.parametrize("kind", ["mlp", "lstm"])

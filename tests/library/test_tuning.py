@@ -199,8 +199,10 @@ def test_every_method_saves_loads_and_answers_in_the_same_way(base, splits, tmp_
         for prompts in (list(found.prompts.values()), paths)
     ]
     np.testing.assert_array_equal(*scores)
-    with pytest.raises(pt.UserError, match="the format 'peft' is for prompts"):
-        lora.save(tmp_path / "peft", "peft")
+    again = pt.load_prompt(lora.save(tmp_path / "peft", "peft"))
+    assert again.card == lora.card and again.slots.keys() == lora.slots.keys()
+    with pytest.raises(pt.UserError, match="the format 'npy' is for prompts"):
+        lora.save(tmp_path / "npy", "npy")
 
 
 @pytest.mark.parametrize(

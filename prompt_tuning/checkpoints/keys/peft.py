@@ -32,6 +32,32 @@ FROM_CARD: dict[str, tuple[str, ...]] = {
     "base_model_name_or_path": ("base_model", "name"),
 }
 
+# Adapters: PEFT wraps the model, so that its modules begin like this. What stands beside
+# a module by the kind of the adapter, and for IA3 whether it is at the input.
+MODEL = "base_model.model."
+LORA, IA3, PREFIX = "LORA", "IA3", "PREFIX_TUNING"
+LORA_A, LORA_B, IA3_SCALE = ".lora_A.weight", ".lora_B.weight", ".ia3_l"
+# What is written of an adapter of each kind beside its sizes and modules.
+ADAPTER: dict[str, dict[str, Any]] = {
+    LORA: {"bias": "none", "fan_in_fan_out": False, "modules_to_save": None},
+    IA3: {"fan_in_fan_out": False, "modules_to_save": None},
+}
+# Fields that make another function of an adapter than ours, unless they are empty.
+OTHER = (
+    "alpha_pattern",
+    "fan_in_fan_out",
+    "layers_to_transform",
+    "lora_bias",
+    "modules_to_save",
+    "rank_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_dora",
+    "use_qalora",
+)
+# Starts of LoRA that change the base model, to which the adapter then belongs.
+OTHER_BASE = ("pissa", "olora", "corda", "loftq")
+
 # Fields that mean something to PEFT alone, with PEFT's defaults. They outlast an import
 # followed by an export in the card's entry 'peft'.
 PEFT_ONLY: dict[str, Any] = {
