@@ -348,7 +348,7 @@ def write_stream(
                 raise ValueError(
                     f"{name} is {list(array.shape)} {array.dtype}, not {spec}"
                 )
-            data = memoryview(array.reshape(-1).view(np.uint8))
+            data = memoryview(array.reshape(-1).view(np.uint8))  # pyright: ignore[reportArgumentType]
             file.write(data)
             if checksums:
                 crcs[name] = crc32(data)

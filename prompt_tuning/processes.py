@@ -152,7 +152,7 @@ def gather(value: Any) -> np.ndarray:  # [...] -> [processes, ...]
     return np.asarray(multihost_utils.process_allgather(np.asarray(value)))
 
 
-def in_first(action: Callable[[], None]) -> None:
+def in_first(action: Callable[[], Any]) -> None:
     """Runs ``action`` in process 0; all processes wait for its end.
 
     Raises:

@@ -112,7 +112,7 @@ class Transformer(nn.Module):
         return self._run("decode", *args, **kwargs)
 
     def _run(self, method: str, *args: Array, **kwargs: Any) -> Array:
-        variables = {"params": stack(self.variables["params"])}
+        variables: dict[str, Any] = {"params": stack(self.variables["params"])}
         # T5X makes its cache with inputs that are not the real ones, so what the
         # network remembers of the encoder's output must not outlive the call.
         mutable = ["memory"]
@@ -289,7 +289,7 @@ def initial_prompt(
         with jax.ensure_compile_time_eval():
             source = formats.open_model(checkpoint_path)
             table = source.read("token_embedder/embedding").astype(np.float32)
-            make = init(table, vocabulary.encode, vocabulary.unk_id)
+            make = init(table, vocabulary.encode, vocabulary.unk_id)  # pyright: ignore[reportArgumentType]
             return np.asarray(make(jax.random.key(seed), shape, jnp.float32))
 
     return lambda key, shape, dtype: jnp.asarray(start(tuple(shape)), dtype)
@@ -302,4 +302,4 @@ def saved_prompt(path: str | None) -> Initializer | None:
     array, card = prompt_formats.load(path)
     for note in card.get("notes", ()):
         report.say(note)
-    return initializers.from_saved(array)
+    return initializers.from_saved(array)  # pyright: ignore[reportArgumentType]

@@ -155,7 +155,7 @@ class Digest:
         self._hash.update(f"{name}:{np.dtype(dtype)}:{tuple(shape)};".encode())
         for part in parts:
             array = np.ascontiguousarray(part.astype(dtype, copy=False))
-            self._hash.update(memoryview(array.view(np.uint8).reshape(-1)))
+            self._hash.update(memoryview(array.view(np.uint8).reshape(-1)))  # pyright: ignore[reportArgumentType]
 
     def hexdigest(self) -> str:
         """The fingerprint of what was added."""

@@ -111,7 +111,7 @@ for _vocabulary, _features in features.variants("t5"):
     for _name, _objective in OBJECTIVES.items():
         seqio.TaskRegistry.add(
             f"{_vocabulary}c4_v220_{_name}",
-            source=seqio.TfdsDataSource(
+            source=seqio.TfdsDataSource(  # pyright: ignore[reportArgumentType]
                 tfds_name="c4/en:2.2.0", splits=("train", "validation")
             ),
             preprocessors=[

@@ -38,7 +38,7 @@ def plain(found: seqio.Vocabulary) -> vocabularies.Vocabulary | None:
     if isinstance(found, seqio.ByteVocabulary):
         return vocabularies.ByteVocabulary(found.extra_ids)
     if isinstance(found, seqio.SentencePieceVocabulary):
-        return vocabularies.SentencePieceVocabulary(found.sp_model, name_of(found), 0)
+        return vocabularies.SentencePieceVocabulary(found.sp_model, name_of(found), 0)  # pyright: ignore[reportArgumentType]
     return None
 
 

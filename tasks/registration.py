@@ -60,7 +60,7 @@ def register(
         first = [functools.partial(put_index_first, index=index)]
         seqio.TaskRegistry.add(
             full_name,
-            source=source,
+            source=source,  # pyright: ignore[reportArgumentType]
             preprocessors=[
                 functools.partial(text, task_name=said),
                 seqio.preprocessors.tokenize,

@@ -64,7 +64,7 @@ class Rows(seqio.DataSource):
         size = len(next(iter(columns.values())))
         if not size:
             raise UserError(f"split {split!r} is empty: choose another")
-        ds = tf.data.Dataset.from_tensor_slices(dict(columns))
+        ds = tf.data.Dataset.from_tensor_slices(dict(columns))  # pyright: ignore[reportArgumentType]
         if shuffle:
             ds = ds.shuffle(size, seed=seed, reshuffle_each_iteration=True)
         return ds

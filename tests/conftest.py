@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures: the tiny model, its batch, and the reference numbers of T5X."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -31,22 +32,19 @@ jax.config.update(
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 shapes.install()
-# The layers whose tests are stricter than what users run. In others AdamW may take steps,
-# and optax multiplies a float by its integer count.
+# The layers whose tests let no dtypes meet silently. In others AdamW may take steps, and
+# optax multiplies a float by its integer count.
 STRICT = ("decoding", "network")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def strict(request) -> Iterator[None]:
-    """Checks shapes; lets no dtypes and no numbers of axes meet silently."""
-    if request.path.parent.name not in STRICT:
-        yield
-        return
-    with (
-        shapes.checking(),
-        jax.numpy_rank_promotion("raise"),
-        jax.numpy_dtype_promotion("strict"),
-    ):
+    """No arrays of different numbers of axes meet silently; see also `STRICT`."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.numpy_rank_promotion("raise"))
+        if request.path.parent.name in STRICT:
+            stack.enter_context(shapes.checking())
+            stack.enter_context(jax.numpy_dtype_promotion("strict"))
         yield
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from prompt_tuning import dtypes, report, trees
+from prompt_tuning import dtypes, files, report, trees
 from prompt_tuning.checkpoints import formats, loading, prompt_file, prompt_formats
 from prompt_tuning.checkpoints.source import Source
 from prompt_tuning.data.vocabularies import Vocabulary
@@ -28,7 +28,7 @@ WITHOUT_CHECKSUMS = ("huggingface",)
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
 
 
-def open_checkpoint(path: str | pathlib.Path) -> Source:
+def open_checkpoint(path: files.Path) -> Source:
     """Opens INITIAL_CHECKPOINT_PATH; ``embedded:NAME`` is a model inside the package.
 
     Raises:

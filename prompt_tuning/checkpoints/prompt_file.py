@@ -4,6 +4,7 @@
 Prompts reach absolute values of several hundred, so they are float32 on disk, always.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def load_prompt(path: files.Path) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def check_compatible(
-    card: dict[str, Any], base_fingerprint: str, width: int, force: bool = False
+    card: Mapping[str, Any], base_fingerprint: str, width: int, force: bool = False
 ) -> None:
     """Refuses a prompt that was tuned on another base model.
 

@@ -43,7 +43,10 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
 }}""",
     }
     return shtab.complete(
-        parser, shell=shell, root_prefix="prompt_tuning", preamble=preamble
+        parser,
+        shell=shell,
+        root_prefix="prompt_tuning",
+        preamble=preamble,  # pyright: ignore[reportArgumentType]
     )
 
 

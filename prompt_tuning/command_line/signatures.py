@@ -52,7 +52,8 @@ def parameters(place: str) -> Mapping[str, Parameter]:
     module, _, name = place.partition(":")
     path = PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
     body = ast.parse(path.read_text(encoding="utf-8")).body
-    (node,) = (n for n in body if getattr(n, "name", None) == name)
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    (node,) = (n for n in body if isinstance(n, kinds) and n.name == name)
     found = docstring_parser.parse(
         ast.get_docstring(node) or "", docstring_parser.DocstringStyle.GOOGLE
     )

@@ -105,7 +105,7 @@ def infer(
         activation_dtype=activation_dtype,
         partitioner=partitioner,
     )
-    only = None
+    only = ""
     if prompt_file is not None:
         saved = prompt_formats.load_with_slots(prompt_file)
         only = name_of(prompt_file)
@@ -113,7 +113,7 @@ def infer(
         store.add(only, saved.array, saved.card, slots=saved.slots)
     else:
         store = PromptStore(source, prompt_rows, force=force)
-        for reason in store.load_folder(prompts).values():
+        for reason in store.load_folder(prompts).values():  # pyright: ignore[reportArgumentType]
             report.say(f"left out {reason}")
     for name in store.names():
         for note in store.get(name).card.get("notes", ()):

@@ -76,7 +76,10 @@ def of_labels(
     from sklearn.metrics import precision_recall_fscore_support
 
     scores = precision_recall_fscore_support(
-        list(targets), list(answers), labels=list(labels), zero_division=0
+        list(targets),
+        list(answers),
+        labels=list(labels),
+        zero_division=0,  # pyright: ignore[reportArgumentType]
     )
     said = collections.Counter(answers)
     each = {
@@ -87,7 +90,7 @@ def of_labels(
             "targets": int(support),
             "answers": said[label],
         }
-        for label, precision, recall, f1, support in zip(labels, *scores, strict=True)
+        for label, precision, recall, f1, support in zip(labels, *scores, strict=True)  # pyright: ignore[reportArgumentType]
     }
     known = set(labels)
     pairs = collections.Counter(

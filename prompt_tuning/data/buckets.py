@@ -117,7 +117,7 @@ class Group:
 
 
 def groups(
-    lengths: Sequence[int], edges: Sequence[int], sizes: Sequence[int]
+    lengths: Sequence[int] | np.ndarray, edges: Sequence[int], sizes: Sequence[int]
 ) -> list[Group]:
     """Batches of rows of like lengths, the longest first.
 

@@ -85,7 +85,7 @@ def examples(
             trim_output_features=False,
             # A cached source would repeat its first epoch's order.
             try_in_mem_cache=False,
-            **options,
+            **options,  # pyright: ignore[reportArgumentType]
         )
     except UserError:
         raise

@@ -111,7 +111,7 @@ class ShuffledBatches(Iterator[dict[str, np.ndarray]]):
             number: self._order(number) for number in set((places // size).tolist())
         }
         self._orders = passes
-        indices = np.array([passes[place // size][place % size] for place in places])
+        indices = np.array([passes[place // size][place % size] for place in places])  # pyright: ignore[reportArgumentType]
         self._position += 1
         # Padding follows the batch of all processes, so that they run one program.
         length = buckets.fitting(int(self._lengths[indices].max()), self._edges)

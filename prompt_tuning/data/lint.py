@@ -23,7 +23,7 @@ RARE, MOSTLY = 0.01, 0.95
 class Vocabulary(label_sets.Encoder, reach.Vocabulary, Protocol):
     """What labels are written with, and read back."""
 
-    def encode(self, s: str) -> Sequence[int]: ...
+    def encode(self, text: str, /) -> Sequence[int]: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,9 +103,10 @@ def spearman(targets: Sequence, predictions: Sequence) -> dict[str, float]:
 def _correlation(name: str, targets: Sequence, predictions: Sequence) -> float:
     from scipy import stats
 
-    sides = [
-        [number(text, NO_NUMBER) for text in texts] for texts in (targets, predictions)
-    ]
+    sides = np.array(
+        [[number(x, NO_NUMBER) for x in texts] for texts in (targets, predictions)],
+        np.float64,
+    )
     if any(min(side) == max(side) for side in sides):
         return 0.0
     return 100.0 * float(getattr(stats, name)(*sides).statistic)

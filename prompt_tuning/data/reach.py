@@ -19,15 +19,16 @@ class Vocabulary(Protocol):
     @property
     def unk_id(self) -> int | None: ...
 
-    def encode(self, s: str) -> Sequence[int]: ...
+    def encode(self, text: str, /) -> Sequence[int]: ...
 
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode(self, ids: Sequence[int], /) -> str: ...
 
 
 def unknown_share(ids: Sequence[int], vocabulary: Vocabulary) -> float:
     """The share of a text's pieces that the vocabulary does not know."""
     ids = list(ids)
-    return ids.count(vocabulary.unk_id) / len(ids) if ids else 0.0
+    unknown = sum(i == vocabulary.unk_id for i in ids)
+    return unknown / len(ids) if ids else 0.0
 
 
 def is_reachable(target: str, vocabulary: Vocabulary) -> bool:

@@ -70,7 +70,7 @@ def length_report(
         inputs_length=room,
         room=(converter.row_length(task_feature_lengths["inputs"]), limit),
         tokens=np.stack([row - np.maximum(text - room, 0), targets], axis=1),
-        digest=hashlib.sha256(np.ascontiguousarray(seen)).hexdigest(),
+        digest=hashlib.sha256(np.ascontiguousarray(seen)).hexdigest(),  # pyright: ignore[reportArgumentType]
     )
     if report.longest_targets > limit:
         wanted = {**task_feature_lengths, "targets": report.longest_targets}

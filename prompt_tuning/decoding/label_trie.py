@@ -42,7 +42,7 @@ class LabelTrie:
     @classmethod
     def build(
         cls,
-        label_sets: Sequence[Sequence[Sequence[int]]],
+        label_sets: Sequence[Sequence[Sequence[int] | np.ndarray]],
         max_decode_len: int,
         eos_id: int = 1,
     ) -> "LabelTrie":
@@ -90,12 +90,12 @@ class LabelTrie:
         for node, out in enumerate(edges):
             tokens[node, : len(out)] = list(out)
             children[node, : len(out)] = list(out.values())
-        return cls(tokens, children, np.array(roots, np.int32), max_decode_len)
+        return cls(tokens, children, np.array(roots, np.int32), max_decode_len)  # pyright: ignore[reportArgumentType]
 
     def rows(self, sets: Sequence[int | None]) -> "Constraint":
         """Binds each row of a batch to a label set; None leaves a row free."""
         roots = [FREE if index is None else int(self.roots[index]) for index in sets]
-        return Constraint(self, np.array(roots, np.int32))
+        return Constraint(self, np.array(roots, np.int32))  # pyright: ignore[reportArgumentType]
 
     def mask(self, nodes: Array, logits: Array) -> Array:  # [R], [R, V] -> [R, V]
         """Leaves the logits of tokens that may follow, `NEG_INF` for the others."""

@@ -166,7 +166,7 @@ class Sampling(_TokenByToken):
     def _choose(
         self, logits: Array, mask: Mask, rng: Array | None
     ) -> tuple[Array, Array, Array | None]:
-        if self._is_greedy:
+        if self._is_greedy or rng is None:
             return *_likeliest(logits, mask), rng
         now, later = jax.random.split(rng)
         logits = mask(logits / self.temperature)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen import spmd
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from prompt_tuning import processes, trees
 from prompt_tuning.errors import UserError
@@ -106,7 +106,9 @@ def logical_axis_rules(
     return rules + [(name, None) for name in names]
 
 
-def param_shardings(abstract_boxed_params: Params, mesh: Mesh, rules: Rules) -> Params:
+def param_shardings(
+    abstract_boxed_params: Params, mesh: Mesh | AbstractMesh, rules: Rules
+) -> Params:
     """Where every parameter lies.
 
     Args:
@@ -123,7 +125,7 @@ def param_shardings(abstract_boxed_params: Params, mesh: Mesh, rules: Rules) -> 
         such dimensions are listed.
     """
     specs = nn.get_partition_spec(abstract_boxed_params)
-    shardings = spmd.logical_to_mesh_sharding(specs, mesh, list(rules))
+    shardings = spmd.logical_to_mesh_sharding(specs, mesh, list(rules))  # pyright: ignore[reportArgumentType]
     _check_divides(abstract_boxed_params, specs, shardings, mesh)
     return shardings
 
@@ -193,7 +195,7 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     def place(leaf: Array) -> Array:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             words = place(jax.random.key_data(leaf))
-            return jax.random.wrap_key_data(words, dtype=leaf.dtype)
+            return jax.random.wrap_key_data(words, dtype=leaf.dtype)  # pyright: ignore[reportArgumentType]
         if getattr(getattr(leaf, "sharding", None), "mesh", None) == mesh:
             return leaf
         host = np.asarray(leaf)
@@ -204,7 +206,7 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(place, tree)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of what is whole on every device: prompts, their state, keys."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -217,7 +219,7 @@ def partitioned(mesh: Mesh, rules: Rules) -> Iterator[None]:
 
 
 def _check_divides(
-    abstract_boxed: Params, specs: Params, shardings: Params, mesh: Mesh
+    abstract_boxed: Params, specs: Params, shardings: Params, mesh: Mesh | AbstractMesh
 ) -> None:
     cut: dict[str, set[int]] = {DATA: set(), MODEL: set()}  # sizes that are spread
     bad: dict[str, str] = {}

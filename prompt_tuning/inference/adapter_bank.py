@@ -96,4 +96,4 @@ def where(found: Adapters, items: Sequence[Item], shape: tuple[int, int]) -> Whe
             # Position i of the prompt is -(i + 1).
             own = found.starts[item.prompt] - 1 - item.ids
             positions[row, : len(own)] = np.where(item.ids < 0, own, -1)
-    return Where(positions, owner, segments)
+    return Where(positions, owner, segments)  # pyright: ignore[reportArgumentType]

@@ -9,10 +9,10 @@ many prompts.
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from jax.typing import ArrayLike
 
 from prompt_tuning import decoding, processes
 from prompt_tuning.data import buckets, label_sets
@@ -95,12 +95,15 @@ class Answerer:
             self._rank = jax.jit(model.rank)
             return
         chosen = (strategy or decoding.Greedy)(
-            max_decode_len=max_decode_len, eos_id=vocabulary.eos_id
+            max_decode_len=max_decode_len,
+            eos_id=vocabulary.eos_id,  # pyright: ignore[reportArgumentType]
         )
         self._trie = None
         if self.labels is not None:
             self._trie = decoding.LabelTrie.build(
-                [self._label_ids], chosen.max_decode_len, chosen.eos_id
+                [self._label_ids],  # pyright: ignore[reportArgumentType]
+                chosen.max_decode_len,
+                chosen.eos_id,
             )
         self._calls = itertools.count()
 
@@ -126,7 +129,9 @@ class Answerer:
             constraint = None
             if self._trie is not None:
                 constraint = self._trie.rows([0] * len(tokens))
-                constraint = constraint.replace(nodes=self._spread(constraint.nodes))
+                constraint = dataclasses.replace(
+                    constraint, nodes=self._spread(constraint.nodes)
+                )
             decoded = self._predict(
                 params, self._spread(tokens), next(self._calls), constraint
             )
@@ -136,7 +141,7 @@ class Answerer:
         best = np.argmax(compared, axis=-1)
         return self._label_ids[best]
 
-    def _spread(self, tokens: ArrayLike) -> ArrayLike:
+    def _spread(self, tokens: Any) -> Any:
         return (
             tokens if self._mesh is None else sharding.spread_rows(tokens, self._mesh)
         )

@@ -135,7 +135,7 @@ class Encoding:
         """A row whose columns all hold ``value``, which may be empty."""
         return self._encode(dict.fromkeys(self.columns, value), None)
 
-    def place(self, ids: Sequence[int]) -> np.ndarray:  # [N] -> [T]
+    def place(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:  # [N] -> [T]
         """Puts the prompt where neither template nor task did, and spells it out.
 
         Args:

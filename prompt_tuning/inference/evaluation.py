@@ -75,7 +75,7 @@ class Split:
         future, _ = self._evaluator.evaluate(
             compute_metrics=True,
             step=0,
-            predict_fn=lambda _: [
+            predict_fn=lambda _: [  # pyright: ignore[reportArgumentType]
                 (i, ids.tolist()) for i, ids in enumerate(next(waiting))
             ],
         )
@@ -121,7 +121,10 @@ class Split:
             targets, predictions = self._compared(task, given)
             for metric in task.predict_metric_fns:
                 ends = answer_statistics.intervals(
-                    metric, targets, predictions, samples
+                    metric,  # pyright: ignore[reportArgumentType]
+                    targets,
+                    predictions,
+                    samples,
                 )
                 found |= {self._called(task, name): x for name, x in ends.items()}
         return found

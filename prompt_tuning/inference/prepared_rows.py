@@ -93,8 +93,9 @@ def prepare(store: PromptStore, row: Mapping[str, Any], longest: int) -> Request
     """Checks and encodes a row; see `engine.Engine.prepare`."""
     names = row.get("prompt")
     several = isinstance(names, Sequence) and not isinstance(names, str)
-    listed = list(names) if several else [names]
-    if not listed or not all(isinstance(name, str) for name in listed):
+    given: Any = names if several else [names]
+    listed = [name for name in given if isinstance(name, str)]
+    if not listed or len(listed) < len(given):
         raise UserError("it names no prompt: give 'prompt' a name or a list of names")
     if len(set(listed)) < len(listed):
         raise UserError("it names a prompt twice")

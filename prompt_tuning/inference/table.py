@@ -13,7 +13,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Hashable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ class PromptTable:
         return self._capacity - len(self._free)
 
     @contextlib.contextmanager
-    def lease(self, prompts: Mapping[Hashable, np.ndarray]) -> Iterator[Lease]:
+    def lease(self, prompts: Mapping[Any, np.ndarray]) -> Iterator[Lease]:
         """Gives the table with these prompts in it, for starting programs that read it.
 
         While a lease lasts, others wait. It need not last until the programs end: JAX
@@ -85,7 +85,7 @@ class PromptTable:
             self._place(prompts)
             yield Lease(self._array, {key: self._resident[key] for key in prompts})
 
-    def _place(self, prompts: Mapping[Hashable, np.ndarray]) -> None:
+    def _place(self, prompts: Mapping[Any, np.ndarray]) -> None:
         total = sum(map(len, prompts.values()))
         if total > self._capacity:
             raise ValueError(f"{total} positions in a table of {self._capacity}")

@@ -234,10 +234,10 @@ def tune(
         base=Base(
             config=base.config,
             initial_checkpoint_path=base.path,
-            frozen_dtype=models.frozen_dtype(base),
-            activation_dtype=str(base.config.dtype),
+            frozen_dtype=models.frozen_dtype(base),  # pyright: ignore[reportArgumentType]
+            activation_dtype=str(base.config.dtype),  # pyright: ignore[reportArgumentType]
         ),
-        data=data,
+        data=data,  # pyright: ignore[reportArgumentType]
         tuning=tuning(optimizer=optimizer_at(rates[0])),
         schedule=Schedule(steps, eval_period, patience=patience),
         batch_size=checks.whole(batch_size, "batch_size"),

@@ -109,7 +109,7 @@ class Method:
         usual = type(self)()
         chosen = [
             f"{field.name}={getattr(self, field.name)!r}"
-            for field in dataclasses.fields(self)
+            for field in dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
             if getattr(self, field.name) != getattr(usual, field.name)
         ]
         return f"{self.kind}({', '.join(chosen)})" if chosen else self.kind
@@ -226,7 +226,7 @@ class Method:
             part["prompts"] = {name: self.rows(leaves, base)}
         return part
 
-    def penalize(self, tuned: Params, base: Params) -> Array | float:
+    def penalize(self, tuned: Params, base: Params) -> Array:
         """The `penalty` of a member.
 
         Args:
@@ -234,7 +234,7 @@ class Method:
           base: the parameters that nobody moves.
         """
         _, name, leaves = _parted(tuned)
-        return self.penalty(leaves, with_own(base, name))
+        return jnp.asarray(self.penalty(leaves, with_own(base, name)))
 
 
 def split(params: Params, rules: trees.Rules) -> tuple[dict, dict]:

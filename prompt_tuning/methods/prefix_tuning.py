@@ -128,7 +128,7 @@ def keys_and_values(base: Params, path: str, rows: Array) -> dict[str, Array]:
     normed = lambda scale, own: RMSNorm().apply({"params": {"scale": scale}}, own)
     inputs = jax.vmap(normed, (0, 0 if rows.ndim > 2 else None))(scales, rows)
     return {
-        site: product(inputs, kernels.read(base, f"{path}/{kernel}"))
+        site: product(inputs, kernels.read(base, f"{path}/{kernel}"))  # pyright: ignore[reportArgumentType]
         for site, kernel in ((KEYS, "key"), (VALUES, "value"))
     }
 

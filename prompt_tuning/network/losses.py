@@ -57,7 +57,7 @@ def cross_entropy(
 def over_labels(
     scores: Array,  # [B, C], minus infinity for a label that a row lacks
     right: Array,  # [B, C] bool
-    kind: str,
+    kind: str | None,
     hinge: float,
 ) -> Array:  # [B]
     """What a row's right label costs among all of its labels.

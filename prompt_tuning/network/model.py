@@ -85,7 +85,7 @@ class Model:
     def abstract_params(self) -> Params:
         """Shapes of the parameters in boxes that carry their logical axes."""
         # Dicts of the caller's own: what is kept is nobody's to change.
-        return jax.tree.map(lambda shape: shape, _abstract_params(self.network))
+        return jax.tree.map(lambda shape: shape, _abstract_params(self.network))  # pyright: ignore[reportArgumentType]
 
     def logits(
         self, params: Params, batch: Batch, dropout_rng: Array | None = None

@@ -65,7 +65,7 @@ class PromptBank(nn.Module):
             )
             for prompt in self.prompts
         ]
-        return jnp.concatenate(rows, axis=0)
+        return jnp.concatenate(rows, axis=0)  # pyright: ignore[reportArgumentType]
 
 
 def virtual_ids(

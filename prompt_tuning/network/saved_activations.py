@@ -77,7 +77,7 @@ def _product_forward(spec: str, x: Any, y: Any):
 
 def _product_backward(spec: str, kept: tuple[Array | None, Array | None], slope: Any):
     if isinstance(slope, jax.custom_derivatives.SymbolicZero):
-        slope = jnp.zeros(slope.shape, slope.dtype)
+        slope = jnp.zeros(slope.shape, slope.dtype)  # pyright: ignore[reportArgumentType]
     x, y = kept
     factors, result = spec.split("->")
     first, second = factors.split(",")

@@ -123,7 +123,11 @@ class Block(nn.Module):
         if self.has_memory:
             y = norm("pre_cross_attention_layer_norm")(x)
             y = attention("encoder_decoder_attention")(
-                y, memory, where, mask=memory_mask, **kwargs
+                y,
+                memory,
+                where,
+                mask=memory_mask,
+                **kwargs,  # pyright: ignore[reportArgumentType]
             )
             x = x + dropout(y)
         y = norm("pre_mlp_layer_norm")(x)
@@ -194,7 +198,7 @@ class Stack(nn.Module):
                 adapters.COLLECTION: 0,
             },
             split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=depth,
             unroll=min(cfg.unroll, depth),
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -329,7 +333,8 @@ class Transformer(nn.Module):
                 mask &= layers.segment_mask(decoder_segment_ids, decoder_segment_ids)
             if encoder_segment_ids is not None:
                 memory_mask &= layers.segment_mask(
-                    decoder_segment_ids, encoder_segment_ids
+                    decoder_segment_ids,  # pyright: ignore[reportArgumentType]
+                    encoder_segment_ids,
                 )
         hidden = self.decoder(
             self._embed(decoder_input_tokens),

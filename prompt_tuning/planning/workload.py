@@ -244,7 +244,7 @@ def _abstract_tuned(method: Method, length: int, base: Params) -> tuple[Params, 
     table = base["token_embedder"]["embedding"]
     rows = jax.ShapeDtypeStruct((length, table.shape[1]), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    start = Start(rows, table, base, [rows] * len(method.reads()))
+    start = Start(rows, table, base, [rows] * len(method.reads()))  # pyright: ignore[reportArgumentType]
     leaves = jax.eval_shape(method.init, key, start)
     return method.place(MEMBER, leaves), jax.eval_shape(method.held, start)
 

@@ -107,16 +107,16 @@ def evaluate(
     )
     for name, prompt in prompts.items():
         store.add(name, prompt.array, prompt.card, vocabulary, prompt.slots)
-    labels = task.labels and LabelSet(
-        tuple(task.labels), label_tokens(task.labels, vocabulary)
-    )
+    labels = None
+    if task.labels:
+        labels = LabelSet(tuple(task.labels), label_tokens(task.labels, vocabulary))
     make = strategy or decoding.Greedy
     return prompt_evaluation.evaluate(
         base,
         store,
         {name: tasks[name].split(split) for name in prompts},
         vocabulary,
-        labels=labels or None,
+        labels=labels,
         strategy=make(max_decode_len=max_decode_len, eos_id=vocabulary.eos_id),
         seed=seed,
         batch_size=batch_size,

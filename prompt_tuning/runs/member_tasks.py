@@ -139,7 +139,7 @@ class MemberTasks:
         if key not in self._tf_idfs and processes.is_first():
             task, accuracy = self.of(spec), None
             train = task.texts(data.train_split, baselines.MOST_FITTED)
-            split = task.texts(data.eval_split, examples)
+            split = data.eval_split and task.texts(data.eval_split, examples)
             if train and split:
                 accuracy = baselines.tf_idf_accuracy(train, split)
             self._tf_idfs[key] = accuracy

@@ -59,14 +59,28 @@ class TaskSource(Protocol):
     What `open` gives must have the attributes and methods of `TaskData`.
     """
 
-    mixture_or_task_name: str
-    task_feature_lengths: Mapping[str, int]
-    train_split: str
-    eval_split: str | None
-    pack: bool
-    label_scores: str
     # How to tune without an evaluation split, for messages.
     without_evaluation: ClassVar[str]
+    # It is a dataclass: variants of it are made by `dataclasses.replace`.
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def mixture_or_task_name(self) -> str: ...
+
+    @property
+    def task_feature_lengths(self) -> Mapping[str, int]: ...
+
+    @property
+    def train_split(self) -> str: ...
+
+    @property
+    def eval_split(self) -> str | None: ...
+
+    @property
+    def pack(self) -> bool: ...
+
+    @property
+    def label_scores(self) -> str: ...
 
     @property
     def template(self) -> str | None:

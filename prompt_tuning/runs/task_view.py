@@ -170,7 +170,7 @@ def shown(
     for row in examples.examples(provider, chosen, room).take(count):
         inputs = row.get("inputs", np.zeros(0, np.int32))
         if lengths is not None:
-            inputs = cut(inputs, lengths["inputs"], vocabulary.eos_id)
+            inputs = cut(inputs, lengths["inputs"], vocabulary.eos_id)  # pyright: ignore[reportArgumentType]
         ids = converter.insert(inputs, row).numpy().tolist()
         target = row["targets"].numpy().tolist()
         yield Shown(

@@ -429,10 +429,10 @@ def start(
         make = spec.prompt_init or prompt_starts.sampled_vocab_init()
         if isinstance(make, str):
             make = prompt_starts.named(make, task.labels)
-        init = make(table, task.vocabulary.encode, task.vocabulary.unk_id)
+        init = make(table, task.vocabulary.encode, task.vocabulary.unk_id)  # pyright: ignore[reportArgumentType]
         rows = init(key, shape, np.float32)
     saved = [prompt_formats.load(path)[0] for path in spec.method.reads()]
-    started = Start(rows, table, base.params, saved)
+    started = Start(rows, table, base.params, saved)  # pyright: ignore[reportArgumentType]
     leaves = spec.method.init(jax.random.fold_in(key, 1), started)
     return spec.method.place(spec.name, leaves), spec.method.held(started)
 

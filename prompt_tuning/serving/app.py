@@ -60,9 +60,9 @@ def create(
     # Files are looked at, and programs compiled, for one request at a time.
     storing = asyncio.Lock()
     compiler = ThreadPoolExecutor(1, "compiler")
-    page_text = (importlib.resources.files(__package__) / "page.html").read_text(
-        encoding="utf-8"
-    )
+    page_text = (
+        importlib.resources.files("prompt_tuning.serving") / "page.html"
+    ).read_text(encoding="utf-8")
     page_headers = {"Content-Security-Policy": _policy(page_text)}
 
     @contextlib.asynccontextmanager

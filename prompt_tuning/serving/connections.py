@@ -59,7 +59,7 @@ class Connection(H11Protocol):
     room: Connections
     _deadline: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         """Takes a connection, for which another may have to go."""
         super().connection_made(transport)
         if len(self.connections) > self.room.most and not self.room.make_room():

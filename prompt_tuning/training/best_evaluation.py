@@ -99,7 +99,7 @@ class Selection:
 
     def resume(self, record: Mapping[str, Any] | None) -> None:
         """Goes on from what `record` gave."""
-        if record is None:
+        if record is None or self._model_dir is None:
             return
         path = _file(self._model_dir, self._name, record["step"])
         with files.reading(path, "the best parameters of a run") as file:
@@ -111,7 +111,7 @@ class Selection:
 
     def keep(self, steps: Collection[int]) -> None:
         """Deletes the files but for those of ``steps``, which checkpoints name."""
-        if steps and processes.is_first():
+        if steps and self._model_dir is not None and processes.is_first():
             keep = {_file(self._model_dir, self._name, step) for step in steps}
             for path in next(iter(keep)).parent.glob("*.safetensors"):
                 if path not in keep:

@@ -23,7 +23,7 @@ class Interrupted(UserError):
       exit_code: what shells expect of a process that the signal ended.
     """
 
-    def __init__(self, number: int, step: int, where: pathlib.Path):
+    def __init__(self, number: int, step: int, where: pathlib.Path | None):
         """Says which signal it was, the step that is saved, and the folder."""
         self.exit_code = 128 + number
         super().__init__(

@@ -111,7 +111,9 @@ def fit(
         )
         stack.enter_context(log)
         if partitioner is not None:
-            stack.enter_context(sharding.partitioned(mesh, partitioner.rules))
+            stack.enter_context(
+                sharding.partitioned(partitioner.mesh, partitioner.rules)
+            )
         # A turn ends when somebody leaves, the last one with the run.
         while progress.active and progress.step < schedule.steps:
             log.doing("compiling the training step")

@@ -209,7 +209,7 @@ def adafactor(
 
     def build(factored: bool) -> optax.GradientTransformation:
         return optax.adafactor(
-            learning_rate=learning_rate,
+            learning_rate=learning_rate,  # pyright: ignore[reportArgumentType]
             min_dim_size_to_factor=min_dim_size_to_factor,
             decay_rate=decay_rate,
             decay_offset=step_offset,
@@ -258,7 +258,7 @@ def adamw(
       weight_decay_rate: share of the weights taken off in every step, times the rate.
       max_grad_norm: longest gradient over all leaves; None never clips.
     """
-    tx = optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay_rate)
+    tx = optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay_rate)  # pyright: ignore[reportArgumentType]
     if max_grad_norm is not None:
         tx = optax.chain(optax.clip_by_global_norm(max_grad_norm), tx)
     return Optimizer.of(
@@ -292,7 +292,7 @@ def by_member(
         moved = {name: update for name, (update, _) in results.items()}
         return moved, {name: new for name, (_, new) in results.items()}
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:

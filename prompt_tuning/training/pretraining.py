@@ -324,7 +324,7 @@ def pack(rows: list[list[Example]], inputs_length: int, targets_length: int) -> 
             batch["decoder_input_tokens"][r, j + 1 : end_j] = targets[:-1]
             batch["decoder_segment_ids"][r, j:end_j] = segment
             i, j = end_i, end_j
-    batch["decoder_loss_weights"] = (batch["decoder_target_tokens"] > 0).astype(
+    batch["decoder_loss_weights"] = (batch["decoder_target_tokens"] > 0).astype(  # pyright: ignore[reportArgumentType]
         np.float32
     )
     return batch

@@ -121,7 +121,7 @@ def saved_init(path: str | pathlib.Path) -> PromptInit:
 
     def make(table: Array, encode: Encode, unk_id: int) -> Initializer:
         prompt, _ = prompt_formats.load(path)
-        return initializers.from_saved(prompt)
+        return initializers.from_saved(prompt)  # pyright: ignore[reportArgumentType]
 
     return make
 
