@@ -31,4 +31,4 @@ class MultitaskPrompt(Method, kind="multitask_prompt"):
     def rows(self, leaves: Leaves, base: Params) -> Array:
         """The product [P, H]."""
         del base
-        return leaves["shared"] * leaves["left"][:, None] * leaves["right"]
+        return leaves["shared"] * leaves["left"][:, None] * leaves["right"][None]

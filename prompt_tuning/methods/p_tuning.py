@@ -108,5 +108,5 @@ def _scan(leaves: Params, x: Array) -> Array:  # [P, inputs] -> [P, hidden]
 
     zeros = jnp.zeros(hidden)
     return jax.lax.scan(
-        step, (zeros, zeros), product(x, leaves["input"]) + leaves["bias"]
+        step, (zeros, zeros), product(x, leaves["input"]) + leaves["bias"][None]
     )[1]

@@ -117,7 +117,7 @@ def cosines(
     """The sum of cosines between mapped mean states and vectors, and their number."""
     vectors = batch[VECTORS].astype(jnp.float32)
     segments = batch["encoder_segment_ids"][..., None]
-    places = segments == jnp.arange(1, vectors.shape[1] + 1)  # [B, T, M]
+    places = segments == jnp.arange(1, vectors.shape[1] + 1)[None, None]  # [B, T, M]
     # The sum has the mean's direction, which is all that a cosine sees.
     total = jnp.einsum("bth,btm->bmh", encoded.astype(jnp.float32), places)
     mapped = total @ kernel

@@ -192,7 +192,7 @@ def test_a_prefix_starts_as_the_keys_of_normed_rows():
     found = started(method)["encoder"]["layers"]["attention"]["key_rows"][0]
     layer = jax.tree.map(lambda x: x[0], BASE["encoder"]["layers"])
     normed = ROWS / np.sqrt(np.mean(np.square(ROWS), -1, keepdims=True) + 1e-6)
-    normed = normed * layer["pre_attention_layer_norm"]["scale"]
+    normed = normed * layer["pre_attention_layer_norm"]["scale"][None]
     wanted = normed @ layer["attention"]["key"]["kernel"]
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
@@ -255,8 +255,8 @@ def test_a_network_makes_the_keys_of_a_prefix_and_is_not_saved(method):
     site = "decoder/layers/self_attention"
     own = leaves if method.kind == "decoder_prefix" else leaves["decoder"]["layers"]
     own = own.get("self_attention", own)
-    states = np.tanh(own["rows"] @ own["down"]["kernel"] + own["down"]["bias"])
-    made = states @ own["up"]["kernel"] + own["up"]["bias"]
+    states = np.tanh(own["rows"] @ own["down"]["kernel"] + own["down"]["bias"][None])
+    made = states @ own["up"]["kernel"] + own["up"]["bias"][None]
     keys, values = np.split(np.asarray(made), 2, axis=1)  # Of one layer.
     prefix = found[f"{site}/prefix"]
     np.testing.assert_allclose(prefix.keys[0, 0], keys, rtol=1e-4, atol=1e-5)
@@ -696,7 +696,7 @@ def test_a_method_of_ones_own_needs_no_other_file():
             return {"rows": start.rows, "shift": jnp.zeros(start.rows.shape[1:])}
 
         def rows(self, leaves, base):
-            return jax.lax.stop_gradient(leaves["rows"]) + leaves["shift"]
+            return jax.lax.stop_gradient(leaves["rows"]) + leaves["shift"][None]
 
     try:
         method = registry.named("shifted_prompt")
