@@ -248,7 +248,7 @@ def _prefix(
     entries = np.asarray(array, np.float32).reshape(length, 2 * layers, -1)
     entries = entries.transpose(1, 0, 2)
     first = 4 * np.arange(layers) % (2 * layers)
-    made = Prefix.of(entries[first], entries[first + 1])
+    made = Prefix.of(entries[first], entries[first + 1])  # pyright: ignore[reportArgumentType]
     return {f"{_SELF_ATTENTION}/{PREFIX}": made}
 
 

@@ -105,7 +105,7 @@ class Split:
     def _right(self, answers: Sequence[np.ndarray]) -> list[bool] | None:
         """See `Evaluation.right`; of the first task."""
         task = self._evaluator.eval_tasks[0]
-        return metrics.right(task.predict_metric_fns, *self._compared(task, answers))
+        return metrics.right(task.predict_metric_fns, *self._compared(task, answers))  # pyright: ignore[reportArgumentType]
 
     def _called(self, task: seqio.Task, metric: str) -> str:
         """A metric's name among those of all tasks of the split."""
