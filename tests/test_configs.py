@@ -80,6 +80,11 @@ def train(folder, reviews, checkpoint, *arguments):
     (member,) = results["members"]
     assert member["last_step"] == 2 and np.isfinite(member["loss"])
     assert (folder / "config.gin").read_text()
+    cost, written = results["cost"], folder / member["file"]
+    assert cost["steps"] == 2 and cost["flops"] > 0 and cost["processor_seconds"] > 0
+    assert cost["wall_seconds"] >= cost["device_seconds"] > 0
+    parts = [written] if written.is_file() else written.iterdir()
+    assert member["bytes"] == sum(path.stat().st_size for path in parts)
     return results
 
 

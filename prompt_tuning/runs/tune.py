@@ -35,7 +35,7 @@ from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import Transformer
 from prompt_tuning.planning import checks
 from prompt_tuning.planning.workload import Workload
-from prompt_tuning.runs import identity, member_specs, outcomes
+from prompt_tuning.runs import costs, identity, member_specs, outcomes
 from prompt_tuning.runs.member_specs import MemberSpec
 from prompt_tuning.runs.member_tasks import MemberTasks
 from prompt_tuning.runs.settings import Settings
@@ -53,11 +53,13 @@ class Plan:
       settings: what it was told.
       members: those that it tunes.
       weights_dtype: what the base model's weights are kept in.
+      work: its largest step.
     """
 
     settings: Settings
     members: tuple[MemberSpec, ...]
     weights_dtype: str
+    work: Workload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +172,7 @@ def plan(settings: Settings) -> Plan:
         num_microbatches=settings.num_microbatches,
     )
     checks.check_room(work, topologies.parse(topologies.LOCAL))
-    return Plan(settings, members, weights_dtype)
+    return Plan(settings, members, weights_dtype, work)
 
 
 def load(
@@ -344,8 +346,10 @@ def report_on(
         ]
     )
     outcomes.print_table(rows)
-    pace = next(iter(found.values())).pace
-    return {**facts, "pace": pace, "best": outcomes.best(rows), "members": rows}
+    one, loss = next(iter(found.values())), loaded.plan.settings.objective.label_loss
+    cost = costs.summary(one.usage, loaded.plan.work, loss)
+    best = outcomes.best(rows)
+    return {**facts, "pace": one.pace, "cost": cost, "best": best, "members": rows}
 
 
 def saved(
@@ -403,6 +407,7 @@ def write(
             outcomes.save_model(path, whole_model(loaded, spec, found), metadata)
     written = {spec.file.split("/")[0] for spec in loaded.plan.members}
     report.say(f"wrote {', '.join(str(folder / name) for name in written)}")
+    processes.in_first(lambda: costs.count_bytes(results["members"], folder))
     processes.in_first(lambda: files.write_json(folder / report.RESULTS_FILE, results))
     processes.in_first(lambda: plots.learning_curve(folder, results["members"]))
     processes.in_first(

@@ -13,7 +13,6 @@ files and decides; checkpoints are written by all.
 import contextlib
 import math
 import pathlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +30,7 @@ from prompt_tuning.training.run_state import Progress, optimizer
 from prompt_tuning.training.schedule import Schedule
 from prompt_tuning.training.step import make_train_step
 from prompt_tuning.training.tracked_records import Records
+from prompt_tuning.training.usage import Meter
 from prompt_tuning.types import Array, Batch, Params
 
 # From a batch as drawn to one on the devices.
@@ -85,7 +85,6 @@ def fit(
     names = [member.name for member in everyone]
     if len(names) > 1 and tuple(names) != model.owners:
         raise ValueError(f"the members {names} are not the model's {model.owners}")
-    started = time.monotonic()
     mesh = None if partitioner is None else partitioner.mesh
     frozen_bytes = trees.fingerprint(frozen)
     progress = Progress(everyone, schedule, key=key, model_dir=model_dir, mesh=mesh)
@@ -103,6 +102,7 @@ def fit(
     pace = Pace()
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption(can_save=model_dir is not None))
+        meter = stack.enter_context(Meter(progress.step, progress.before))
         if trackers is not None:
             stack.enter_context(trackers).begin(progress.step)
         also = None if trackers is None else trackers.send
@@ -127,10 +127,10 @@ def fit(
             batches.go_on(progress.step, [m.name for m in progress.active])
             with Prefetch(batches, ahead) as feed:
                 pace.follow(feed)
-                for batch in feed:
-                    progress.state, metrics = train_step(
-                        progress.state, others, late(batch)
-                    )
+                for drawn in feed:
+                    batch = late(drawn)
+                    meter.step(batch)
+                    progress.state, metrics = train_step(progress.state, others, batch)
                     progress.count(metrics)
                     pace.step(metrics["loss"])
                     if schedule.due(progress.step, schedule.log_period):
@@ -145,18 +145,19 @@ def fit(
                     number = interruption.number() if progress.may_agree() else 0
                     if progress.is_to_be_saved() or number:
                         with pace.paused():
-                            progress.save()
+                            progress.save(meter.usage(pace))
                     if number and progress.active and progress.step < schedule.steps:
                         raise Interrupted(number, progress.step, model_dir)
                     if someone_leaves or progress.step >= schedule.steps:
                         break
                 else:
                     break
+        usage = meter.usage(pace)
     if trees.fingerprint(frozen) != frozen_bytes:
         raise RuntimeError("a frozen parameter changed during training")
     if frozen:
         report.say(f"frozen parameters unchanged (sha256 {frozen_bytes[:12]})")
-    return progress.results(time.monotonic() - started, pace.run())
+    return progress.results(usage, pace.run())
 
 
 def _grain(mesh: jax.sharding.Mesh | None, num_microbatches: int) -> int:

@@ -19,6 +19,7 @@ from prompt_tuning.methods import method
 from prompt_tuning.methods.method import Materialize, Penalty, as_is
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.training.best_evaluation import Selection
+from prompt_tuning.training.usage import Usage
 from prompt_tuning.types import Array, Params
 
 # From a batch's number to the batches from there on: what makes a run resumable.
@@ -96,7 +97,7 @@ class Result:
       metrics: the validation metrics of ``tuned``.
       loss: mean training loss per target token of the steps up to ``step`` since the
         record before.
-      seconds: wall time of this call.
+      usage: what this call took, for all members together.
       pace: ``steps_per_second`` and ``input_idle``, the share of the time that the
         devices waited for data (see `prefetch.Pace`); empty after a single step.
     """
@@ -106,7 +107,7 @@ class Result:
     last_step: int
     metrics: dict[str, float]
     loss: float
-    seconds: float
+    usage: Usage
     pace: dict[str, float]
 
 

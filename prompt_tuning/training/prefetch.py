@@ -150,6 +150,12 @@ class Pace:
         self._read()
         return _rates(*self._run)
 
+    def busy(self) -> float:
+        """Seconds since the start in which the devices had a step to compute."""
+        self._read()
+        _, seconds, waited = self._run
+        return float(seconds - waited)
+
     def _now(self) -> np.ndarray:
         return np.array([time.monotonic(), self._followed.waited])
 

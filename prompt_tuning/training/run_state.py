@@ -22,6 +22,7 @@ from prompt_tuning.training.members import Member, Result, Standing
 from prompt_tuning.training.run_checkpoints import Checkpoints, Damaged
 from prompt_tuning.training.schedule import Schedule
 from prompt_tuning.training.step import TrainState
+from prompt_tuning.training.usage import Usage
 from prompt_tuning.types import Array, Params, PyTree
 
 
@@ -32,6 +33,7 @@ class Progress:
       step: steps taken.
       state: what training changes of those who take part.
       standings: how far each member has come, by name.
+      before: what the run took up to the checkpoint that it was resumed from.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Progress:
         self._unlogged: list[Mapping[str, Any]] = []
         # Of the checkpoints that are kept, by their steps.
         self._records: dict[int, dict[str, Any]] = {}
+        self.before: Usage | None = None
         self._saved_at = time.monotonic()
         steps = [] if self._checkpoints is None else self._checkpoints.steps()
         for step in reversed(steps):
@@ -150,6 +153,8 @@ class Progress:
             {name: _as_computed(value) for name, value in step.items()}
             for step in record["unlogged"]
         ]
+        # Checkpoints of earlier versions know nothing of it.
+        self.before = Usage.of(record["usage"]) if "usage" in record else None
         for earlier in self._kept.steps():
             # One that cannot be read has no say in what is kept: it helps nobody.
             with contextlib.suppress(Damaged):
@@ -324,8 +329,8 @@ class Progress:
         log_period = self._schedule.log_period
         return processes.count() == 1 or self._schedule.due(self.step, log_period)
 
-    def save(self) -> None:
-        """Writes a checkpoint."""
+    def save(self, usage: Usage) -> None:
+        """Writes a checkpoint, which says what the run took so far."""
         record = {
             "members": {name: each.record() for name, each in self.standings.items()},
             # A resumed run records these steps, as one does that was not interrupted.
@@ -333,6 +338,7 @@ class Progress:
                 lambda value: np.asarray(value).tolist(),
                 jax.device_get(self._unlogged),
             ),
+            "usage": usage.record(),
         }
         self._kept.save(self.step, self.state, {"batch": self.step}, record)
         self._saved_at = time.monotonic()
@@ -344,7 +350,7 @@ class Progress:
             best = [each["best"] for each in standings if each["best"]]
             standing.selection.keep({each["step"] for each in best})
 
-    def results(self, seconds: float, pace: dict[str, float]) -> dict[str, Result]:
+    def results(self, usage: Usage, pace: dict[str, float]) -> dict[str, Result]:
         """What each member ends with; one whose loss was not finite has nothing."""
         results = {}
         for member in self._everyone:
@@ -361,7 +367,7 @@ class Progress:
                 last_step=self.step if standing.left is None else standing.left,
                 metrics=best.metrics,
                 loss=best.loss,
-                seconds=seconds,
+                usage=usage,
                 pace=pace,
             )
         return results

@@ -105,6 +105,11 @@ def test_resumed_equals_uninterrupted_to_the_last_bit(prompted, tmp_path):
     run(prompted, first, parts, falling_norm)
     resumed = run(prompted, schedule, parts, falling_norm)
     assert resumed.last_step == expected.last_step == 6
+    # What the steps before the resumption took is not forgotten, nor counted twice.
+    assert resumed.usage.shapes == expected.usage.shapes and resumed.usage.steps == 6
+    assert resumed.usage.first_step == 0
+    again = run(prompted, schedule, parts, falling_norm).usage
+    assert again.steps == 6 and again.wall_seconds > again.device_seconds > 0
     for name, leaf in trees.flatten(expected.tuned).items():
         np.testing.assert_array_equal(leaf, trees.flatten(resumed.tuned)[name])
 
