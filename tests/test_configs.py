@@ -158,6 +158,59 @@ def test_every_method_has_a_file():
     assert {method.__name__ for method in own} <= set(table.CONFIGURABLES)
 
 
+# What the paper states, and what the published code runs with.
+RECIPES = {
+    "paper_2104_08691.gin": {
+        "steps": 30_000,
+        "batch_size": 32,
+        "eval_period": None,
+        "keep_last": False,
+        "dropout": 0.0,
+        "dtypes": ("auto", "auto"),
+    },
+    "google_prompt_tuning.gin": {
+        "steps": 50_000,
+        "batch_size": 128,
+        "eval_period": 1000,
+        "keep_last": True,
+        "dropout": 0.1,
+        "dtypes": ("float32", "bfloat16"),
+    },
+}
+
+
+@pytest.mark.parametrize("name", files("recipes"))
+def test_recipes(name):
+    """Both on T5 Base as a run would have them; they differ in RECIPES alone."""
+    own = [f"recipes/{name}", "models/t5_1_1_base.gin"]
+    said = ["MODEL_DIR=run", "INITIAL_CHECKPOINT_PATH=base", "MIXTURE_OR_TASK_NAME=t"]
+    said.append("TASK_FEATURE_LENGTHS={'inputs': 512, 'targets': 8}")
+    defaults = table.COMMANDS["train"].defaults
+    parsed = configuration.parse(own, said, defaults=defaults)
+    configuration.check_macros(parsed)
+    config.parse(parsed)
+    settings = config.configurable("Settings")()
+    (member,) = member_specs.specs(settings)
+    assert RECIPES[name] == {
+        "steps": settings.schedule.steps,
+        "batch_size": member.batch_size,
+        "eval_period": settings.schedule.eval_period,
+        "keep_last": settings.schedule.keep_last,
+        "dropout": settings.base.config.dropout_rate,
+        "dtypes": (settings.base.frozen_dtype, settings.base.activation_dtype),
+    }
+    found = member_specs.identity(member, {})
+    assert found["method"] == "prompt_tuning"
+    assert found["prompt_length"] == 100
+    assert found["prompt_init"] == "class_labels"
+    assert found["learning_rate"] == 0.3
+    assert found["optimizer"]["multiply_by_parameter_scale"] is False
+    assert found["optimizer"]["weight_decay_rate"] == 1e-5
+    assert found["optimizer"]["decay_rate"] == 0.8
+    assert (settings.objective.z_loss, settings.objective.label_smoothing) == (1e-4, 0)
+    assert (settings.schedule.metric, settings.schedule.patience) == (None, 0)
+
+
 @pytest.mark.parametrize("name", files("prompts"))
 def test_prompts(name, tmp_path, reviews, tiny_checkpoint):
     common = [
@@ -314,7 +367,7 @@ def test_files_may_come_in_any_order_and_define_each_macro_once():
         for macro in re.findall(r"^([A-Z_]+) =", path.read_text(), re.MULTILINE):
             owner.setdefault(macro, set()).add(kind)
     # Kinds of one rank have no macro in common; which of two wins is told by the ranks.
-    ranked = {"runs", "methods"}
+    ranked = {"runs", "methods", "recipes"}
     shared = {macro: kinds - ranked for macro, kinds in owner.items()}
     assert not {macro for macro, kinds in shared.items() if len(kinds) > 1}
 

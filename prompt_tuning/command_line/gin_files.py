@@ -24,8 +24,9 @@ from prompt_tuning.errors import UserError
 LARGEST = 1_000_000
 # Which value stands where several files give one: that of the highest rank. A run's file
 # holds defaults; a method brings its paper's optimizer, which a file of optimizers/ may
-# replace; other kinds do not overlap; your own files win over all of them.
-RANKS = {"runs": 0, "methods": 1}
+# replace, and a recipe stands where a method does; other kinds do not overlap; your own
+# files win over all of them.
+RANKS = {"runs": 0, "methods": 1, "recipes": 1}
 _OTHER_KINDS, _OWN = 2, 3
 _MACRO = re.compile(r"[A-Z][A-Z0-9_]*")
 _SENTENCE_END = re.compile(r"\.(?:\s+(?=[A-Z])|$)")
