@@ -194,6 +194,63 @@ def prompt(path: files.Path, norms: np.ndarray, cosines: np.ndarray) -> None:
     _save(figure, path)
 
 
+def experiment(
+    path: files.Path,
+    groups: Sequence[Any],
+    figure: Mapping[str, Any],
+    title: str,
+) -> None:
+    """Draws what an experiment gave: means over the seeds, and bars of their spread.
+
+    Args:
+      path: the picture, PNG.
+      groups: `runs.experiments.Group` of each cell.
+      figure: ``x``, the value along the axis; ``by``, the value that lines or colours
+        stand for (the method by default); ``log``, whether the axis is logarithmic. Where
+        all x are numbers there are lines, else bars.
+      title: above all.
+
+    Raises:
+      UserError: the picture cannot be written.
+    """
+    x, by = figure["x"], figure.get("by", "method")
+    metrics = list(groups[0].metrics) if groups else []
+    drawn = _figure(1.5 + 5 * max(len(metrics), 1), 4.2)
+    places = list(dict.fromkeys(g.values[x] for g in groups if x in g.values))
+    numeric = all(isinstance(place, int | float) for place in places)
+    names = list(dict.fromkeys(str(group.values.get(by, "")) for group in groups))
+    for number, metric in enumerate(metrics, 1):
+        axes = drawn.add_subplot(1, len(metrics), number)
+        for i, name in enumerate(names):
+            own = [g for g in groups if str(g.values.get(by, "")) == name]
+            own = [g for g in own if x in g.values]
+            at = [g.values[x] if numeric else places.index(g.values[x]) for g in own]
+            means = [g.metrics[metric][0] for g in own]
+            spreads = [g.metrics[metric][1] or 0.0 for g in own]
+            label, color = name.replace("_", " "), f"C{i}"
+            if numeric:
+                axes.errorbar(
+                    at, means, spreads, marker="o", capsize=3, label=label, color=color
+                )
+            else:
+                width = 0.8 / len(names)
+                at = [place + (i - (len(names) - 1) / 2) * width for place in at]
+                axes.bar(at, means, width, yerr=spreads, capsize=3, label=label)
+        if numeric and figure.get("log"):
+            axes.set_xscale("log")
+        if numeric:
+            axes.set_xticks(places, [str(place) for place in places])
+            axes.minorticks_off()
+        else:
+            axes.set_xticks(range(len(places)), [str(place) for place in places])
+        axes.set_xlabel(figure.get("label", x.replace("_", " ")))
+        axes.set_ylabel(metric)
+        if len(names) > 1:
+            axes.legend(fontsize="small")
+    drawn.suptitle(title)
+    _save(drawn, path)
+
+
 def _figure(width: float, height: float) -> Any:
     # Imported here: it costs a second that runs without a plot need not pay.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

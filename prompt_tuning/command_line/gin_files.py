@@ -23,11 +23,11 @@ from prompt_tuning.errors import UserError
 # A gin file is written by people; nobody writes one of this many bytes.
 LARGEST = 1_000_000
 # Which value stands where several files give one: that of the highest rank. A run's file
-# holds defaults; a method brings its paper's optimizer, which a file of optimizers/ may
-# replace, and a recipe stands where a method does; other kinds do not overlap; your own
-# files win over all of them.
-RANKS = {"runs": 0, "methods": 1, "recipes": 1}
-_OTHER_KINDS, _OWN = 2, 3
+# holds defaults, an experiment those of a small model; a method brings its paper's optimizer,
+# which a file of optimizers/ may replace, and a recipe stands where a method does; other kinds
+# do not overlap; your own files win over all of them.
+RANKS = {"runs": 0, "experiments": 1, "methods": 2, "recipes": 2}
+_OTHER_KINDS, _OWN = 3, 4
 _MACRO = re.compile(r"[A-Z][A-Z0-9_]*")
 _SENTENCE_END = re.compile(r"\.(?:\s+(?=[A-Z])|$)")
 # Those of their kinds that are named first.

@@ -68,16 +68,18 @@ class MacroHelp:
             return "; ".join(["required", *found])
         own = [value for file, value in self.defaults.items() if file in self.read]
         others = {f: v for f, v in self.defaults.items() if f not in self.read}
-        if not own and len(others) == 1:
+        if not own and len(set(others.values())) == 1:
             return next(iter(others.values()))
         texts = own[-1:] or ["required"]
         counts = Counter(file.split("/")[0] for file in others)
+        said = set(own)
         for file, value in others.items():
             kind = file.split("/")[0]
             is_made, are_many = value.startswith("@"), counts[kind] >= MANY
             named = not are_many or file in gin_files.USUAL
-            if named and not is_made and value not in texts:
+            if named and not is_made and value not in said:
                 texts.append(f"{value} in {file}")
+                said.add(value)
             if is_made or are_many:
                 texts.append(f"or by a file of {kind}/")
         return "; ".join(dict.fromkeys(texts))

@@ -32,6 +32,7 @@ class Command:
       function: ``module:name`` below this package.
       defaults: gin files that are added unless one that is given binds the target:
         target -> file. None takes its values from plain flags instead.
+      kind: the kind of gin files of which its first word names one.
       rest: the parameter that takes words which are neither flags nor their values.
       text: ``module:name`` of what makes text for people of the function's result;
         otherwise it is printed as JSON.
@@ -42,6 +43,7 @@ class Command:
     summary: str
     function: str
     defaults: Mapping[str, str] = field(default_factory=dict)
+    kind: str | None = None
     rest: str | None = None
     text: str | None = None
     processes: Processes = Processes.EACH
@@ -67,6 +69,18 @@ COMMANDS = {
         "commands.evaluate:evaluate",
         {"evaluate.config": "runs/eval.gin"},
         processes=Processes.JOINED,
+        loads_tensorflow=True,
+    ),
+    "experiment": Command(
+        "train a grid of the paper's, or your own, with its table and figure",
+        "commands.experiment:experiment",
+        {
+            "Base.config": "runs/train.gin",
+            "experiment.settings": "runs/experiment.gin",
+            **_OPTIMIZER,
+        },
+        kind="experiments",
+        processes=Processes.ALONE,
         loads_tensorflow=True,
     ),
     "tasks": Command(

@@ -28,7 +28,9 @@ class Variant:
 
 
 def expand(
-    prompts: Sequence[Mapping[str, Any]], allowed: Sequence[str]
+    prompts: Sequence[Mapping[str, Any]],
+    allowed: Sequence[str],
+    called: str = "PROMPTS",
 ) -> tuple[Variant, ...]:
     """Makes a `Variant` of every combination of alternatives, and names it.
 
@@ -42,6 +44,7 @@ def expand(
       prompts: values by their names; a list is a choice of alternatives.
       allowed: the names that values may have, beside ``name``, in the order that
         prompts' names follow.
+      called: what messages call the list.
 
     Raises:
       UserError: there is no prompt, a value has an unknown name, or two prompts are
@@ -49,12 +52,16 @@ def expand(
     """
     if isinstance(prompts, Mapping) or not all(isinstance(p, Mapping) for p in prompts):
         raise UserError(
-            f"PROMPTS={prompts!r} must be a list of dicts, e.g. [{{'seed': [0, 1, 2]}}]"
+            f"{called}={prompts!r} must be a list of dicts, e.g. [{{'seed': [0, 1, 2]}}]"
         )
-    rows = [(entry, row) for entry in prompts for row in _combinations(entry, allowed)]
+    rows = [
+        (entry, row)
+        for entry in prompts
+        for row in _combinations(entry, allowed, called)
+    ]
     if not rows:
         raise UserError(
-            "PROMPTS names no prompt: give a dict for each, e.g. [{'seed': [0, 1, 2]}]"
+            f"{called} names no prompt: give a dict for each, e.g. [{{'seed': [0, 1, 2]}}]"
         )
     differing = _differing([row for _, row in rows], allowed)
     variants: dict[str, Variant] = {}
@@ -66,7 +73,7 @@ def expand(
         name = _UNFIT.sub("_", "-".join(parts)).strip("._") or "prompt"
         if name in variants:
             raise UserError(
-                f"two of PROMPTS are called {name!r}; give each dict its own 'name'"
+                f"two of {called} are called {name!r}; give each dict its own 'name'"
             )
         values = {key: value for key, value in row.items() if key != NAME}
         variants[name] = Variant(name, values)
@@ -74,12 +81,12 @@ def expand(
 
 
 def _combinations(
-    entry: Mapping[str, Any], allowed: Sequence[str]
+    entry: Mapping[str, Any], allowed: Sequence[str], called: str
 ) -> Iterator[dict[str, Any]]:
     for key in entry:
         if key != NAME and key not in allowed:
             raise UserError(
-                f"PROMPTS cannot set {key!r}; a prompt's own values are "
+                f"{called} cannot set {key!r}; a prompt's own values are "
                 f"{', '.join((NAME, *allowed))}"
             )
     keys = [key for key in (NAME, *allowed) if key in entry]

@@ -110,6 +110,17 @@ def test_rotten_tomatoes_split_by_hash(split, digits):
 
 
 @needs_reviews
+def test_slices_of_the_shuffled_rows_are_draws():
+    own, mixed = rotten_tomatoes._rows()["train"], rotten_tomatoes._shuffled("train")
+    assert collections.Counter(zip(*own.values(), strict=True)) == collections.Counter(
+        zip(*mixed.values(), strict=True)
+    )
+    for size in (8, 64, 1024):
+        assert sum(mixed["label"][:size]) == size // 2
+    hashes = [rotten_tomatoes._hash(text) for text in mixed["sentence"][:64:2]]
+    assert hashes == sorted(hashes)  # No order but that of the hashes.
+
+
 def test_rotten_tomatoes_rows_are_bare_sentences():
     (row,) = first_rows("rotten_tomatoes", "train")
     sentence = rotten_tomatoes._rows()["train"]["sentence"][0]
