@@ -196,7 +196,7 @@ def identity(
         "seeds": list(seeds),
         "split": split,
         "base_model": settings.base.initial_checkpoint_path,
-        "steps": schedule.steps,
+        "train_steps": schedule.steps,
         "eval_period": schedule.eval_period,
         "model_tuning": dataclasses.asdict(model),
         "others": member_specs.identity(common, {}),

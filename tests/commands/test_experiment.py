@@ -88,7 +88,7 @@ def test_a_grid_its_table_and_its_repetition(run, capsys):
 
     for more, line in {
         "--seeds=(0, 1)": "seeds is [0, 1] and was [0]",
-        "--train_steps=3": "steps is 3 and was 2",
+        "--train_steps=3": "train_steps is 3 and was 2",
         "--model_learning_rate=0.1": "model_tuning/learning_rate is 0.1 and was 0.001",
         "--experiment=other": "holds the experiment 'few_shot'",
         "--batch_size=12": "BATCH_SIZE=12 does not divide",
