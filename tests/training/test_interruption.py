@@ -88,8 +88,8 @@ def assert_same(found, folder, whole):
     """To the last bit, with the same records."""
     expected, lines = whole
     for name, result in expected.items():
-        assert dataclasses.replace(found[name], tuned={}, seconds=0, pace={}) == (
-            dataclasses.replace(result, tuned={}, seconds=0, pace={})
+        assert dataclasses.replace(found[name], tuned={}, usage=None, pace={}) == (
+            dataclasses.replace(result, tuned={}, usage=None, pace={})
         )
         for leaf, value in trees.flatten(result.tuned).items():
             np.testing.assert_array_equal(trees.flatten(found[name].tuned)[leaf], value)
