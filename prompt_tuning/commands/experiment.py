@@ -76,6 +76,11 @@ def experiment(
         raise UserError("an experiment reads a registered task or files")
     if settings.prompts is not None:
         raise UserError("an experiment's GRID says what is trained: leave PROMPTS out")
+    if settings.rates:
+        raise UserError(
+            "an experiment tries no rates by itself: give LEARNING_RATE a number, or GRID "
+            "a learning_rate"
+        )
     if figure.get("x") == DOMAIN and not other_tasks:
         raise UserError(f"{name} measures on other domains, too: give OTHER_TASKS")
     data = settings.data
