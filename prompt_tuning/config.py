@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import inspect
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gin
@@ -189,7 +189,7 @@ def run(command: str, given: Mapping[str, Any]) -> Any:
     function = configurable(COMMANDS[command].configurable)
     for target, binding in _parsed.bound.items():
         if binding.value == _SIZES:
-            _find_model(target.rpartition(".")[0])
+            _find_model(target.rpartition(".")[0], given.get("prompt_files", ()))
     offered = {}
     if "on_start" in inspect.signature(function).parameters:
         offered["on_start"] = lambda folder: files.write_text(
@@ -198,11 +198,12 @@ def run(command: str, given: Mapping[str, Any]) -> Any:
     return function(**given, **offered)
 
 
-def _find_model(name: str) -> None:
+def _find_model(name: str, prompts: Sequence[str]) -> None:
     """Binds the checkpoint that a prompt names, and sizes that no file gives.
 
     Args:
       name: of the configurable that takes the sizes, and the checkpoint beside them.
+      prompts: files of prompts on the line, if the command takes them there.
 
     Raises:
       UserError: nothing says which model it is.
@@ -212,7 +213,7 @@ def _find_model(name: str) -> None:
     if has_sizes and values.accepts(function, _CHECKPOINT, None):
         return
     checkpoint, prompt = f"{name}.{_CHECKPOINT}", f"{name}.prompt_file"
-    path, given = _parsed.value(checkpoint), _parsed.value(prompt)
+    path, given = _parsed.value(checkpoint), _parsed.value(prompt) or prompts
     if path is None and given:
         # Of several prompts, those of another model are refused when they are read.
         first = given if isinstance(given, str) else given[0]

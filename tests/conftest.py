@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from typing import Any
 
 # Before JAX starts: sharding is tested on eight simulated devices.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -57,6 +58,28 @@ def shared() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip("the released prompts and data sets are not on this machine")
     return folder
+
+
+@pytest.fixture
+def browser(tmp_path) -> Iterator[Any]:
+    """Chromium without a window, driven by Selenium; skips where one of them is missing."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("needs Chromium and its driver (Debian: chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    for flag in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ):
+        options.add_argument(flag)
+    options.binary_location = program
+    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield found
+    found.quit()
 
 
 @pytest.fixture(scope="session")

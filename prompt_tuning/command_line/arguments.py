@@ -104,7 +104,7 @@ def _parse_plain(name: str, words: Sequence[str]) -> Said:
     if gin := [word for word in words if word.startswith("--gin")]:
         raise UserError(f"{name} takes no {gin[0].split('=')[0]}")
     parser = command_parser(name, flags)
-    options = parser.parse_args(joined(words, flags, name))
+    options = parser.parse_intermixed_args(joined(words, flags, name))
     given = {key: value for key, value in vars(options).items() if value is not None}
     return Said(name, given)
 
@@ -255,7 +255,7 @@ def function_flags(command: Command) -> list[Flag]:
     """A flag for each parameter of a function that is not given by its place."""
     flags = []
     for parameter in signatures.parameters(command.function).values():
-        if parameter.positional and parameter.default is None:
+        if is_placed(command, parameter) or parameter.name == command.rest:
             continue
         text = plain(parameter.meaning)
         if parameter.default not in (None, "None", "False"):
@@ -270,6 +270,12 @@ def function_flags(command: Command) -> list[Flag]:
             )
         )
     return flags
+
+
+def is_placed(command: Command, parameter: signatures.Parameter) -> bool:
+    """Whether a parameter is one word that has its place on the line, and no flag."""
+    one = parameter.name != command.rest and parameter.default is None
+    return one and parameter.positional
 
 
 def plain(text: str) -> str:
@@ -314,7 +320,7 @@ def fill(
     parser.description = f"{command.summary[0].upper()}{command.summary[1:]}."
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     for parameter in signatures.parameters(command.function).values():
-        if parameter.positional and parameter.default is None:
+        if is_placed(command, parameter):
             parser.add_argument(parameter.name, help=plain(parameter.meaning))
     if command.rest is not None:
         meaning = signatures.parameters(command.function)[command.rest].meaning

@@ -83,6 +83,13 @@ COMMANDS = {
         processes=Processes.ALONE,
         loads_tensorflow=True,
     ),
+    "audit": Command(
+        "say whether prompts treat groups of rows alike, with an exit code for CI",
+        "commands.audit:audit",
+        {"audit.config": "runs/audit.gin"},
+        rest="prompt_files",
+        processes=Processes.ALONE,
+    ),
     "tasks": Command(
         "list tasks, show what a model is given of them, check them",
         "commands.tasks:show_tasks",
@@ -120,6 +127,12 @@ COMMANDS = {
         text="commands.plan:table",
     ),
     "inspect": Command("say what a file or folder holds", "commands.inspect:show"),
+    "report": Command(
+        "show runs, evaluations and experiments side by side on a page of HTML",
+        "commands.report:write_report",
+        rest="folders",
+        processes=Processes.ALONE,
+    ),
     "convert": Command(
         "write a model or a prompt in another format", "commands.convert:convert"
     ),

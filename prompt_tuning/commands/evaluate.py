@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prompt_tuning import decoding, files, processes, report
 from prompt_tuning.checkpoints import base_models
 from prompt_tuning.checkpoints import prompt_file as prompt_card
-from prompt_tuning.data import answer_statistics
+from prompt_tuning.data import answer_statistics, fairness
 from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.errors import UserError
@@ -46,6 +46,8 @@ def evaluate(
     mixture_or_task_module: str | None = None,
     local_task: LocalTask | None = None,
     split: str = "test",
+    group_column: str | None = None,
+    positive_label: str | None = None,
     batch_size: BatchSize = 64,
     strategy: Callable[..., decoding.Strategy] | None = None,
     seed: Seed = 0,
@@ -72,6 +74,9 @@ def evaluate(
       local_task: files to register as the task, if it is not a module's; template,
         labels and vocabulary are those of the prompt.
       split: split to evaluate on.
+      group_column: the column of the local files whose groups are compared.
+      positive_label: the label that counts as positive for it; of two the second by
+        default.
       batch_size: rows of a batch.
       strategy: makes the strategy from ``max_decode_len``, the length of targets, and
         ``eos_id``, such as `decoding.Beam`. None ranks labels, and is greedy where
@@ -88,7 +93,8 @@ def evaluate(
 
     Returns:
       The metrics with their intervals and what they were measured on; of a label set also
-      what `answer_statistics.of_labels` says and the calibration error. Of several prompts also each one's own,
+      what `answer_statistics.of_labels` says and the calibration error, and of groups
+      ``fairness`` (see `fairness.of_groups`). Of several prompts also each one's own,
       their mean, the best prompt's, and those of every rule that combines them.
 
     Raises:
@@ -144,6 +150,17 @@ def evaluate(
         fingerprint = tasks[name].vocabulary_fingerprint
         prompt_card.check_vocabulary(dict(card), fingerprint, force)
         tasks[name].check(split)
+    labels = tasks[next(iter(tasks))].labels
+    columns = local_task and local_task.columns_of(split)
+    groups: Sequence[str] = ()
+    if group_column is not None:
+        if local_task is None or columns is None:
+            raise UserError(
+                f"GROUP_COLUMN={group_column!r} is a column of local files, and "
+                f"{mixture_or_task_name} has none: take tasks/local_file.gin"
+            )
+        positive_label = fairness.positive_of(labels, positive_label)
+        groups = fairness.groups_of(columns, group_column, local_task.path(split))
     table = evaluations.evaluate(
         source,
         prompts,
@@ -169,14 +186,17 @@ def evaluate(
         "prompt": prompt_file if isinstance(prompt_file, str | None) else paths,
         "base_model": source.identity,
         "metrics": dict(outcome.metrics),
-        **_statistics(outcome, tasks[next(iter(tasks))].labels, bootstrap_samples),
+        **_statistics(outcome, labels, bootstrap_samples),
         **(_of_several(table, combine) if several else {}),
         "versions": report.versions(),
     }
+    if groups and positive_label is not None:
+        results["fairness"] = fairness.of_groups(
+            outcome.answers, outcome.targets, groups, positive_label, bootstrap_samples
+        )
     if folder is not None and processes.is_first():
         files.write_json(folder / report.RESULTS_FILE, results)
-        columns = local_task and local_task.columns_of(split)
-        kept = _rows(outcome, tasks[next(iter(tasks))].labels, columns)
+        kept = _rows(outcome, labels, columns)
         lines = [json.dumps(row, ensure_ascii=False) for row in kept]
         files.write_text(folder / ANSWERS, "\n".join(lines) + "\n")
     return results

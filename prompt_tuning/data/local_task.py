@@ -119,14 +119,18 @@ class LocalTask:
             )
         return texts, targets
 
+    def path(self, split: str) -> str:
+        """The file of a split, or of a slice of it."""
+        return self.files[splits.name_of(split)]
+
     def columns_of(self, split: str) -> list[dict[str, Any]]:
         """All that each row of a split, or of a slice of it, has: column -> value.
 
         Raises:
           UserError: the file cannot be read, or the slice has no rows.
         """
-        path = self.files[splits.name_of(split)]
-        found = [dict(record.values) for record in rows.read(path, self.columns)]
+        records = rows.read(self.path(split), self.columns)
+        found = [dict(record.values) for record in records]
         return found[splits.rows_of(split, len(found))]
 
     def _row(self, values: Mapping[str, Any]) -> dict[str, str]:

@@ -67,6 +67,30 @@ def neighbours(prompt: np.ndarray, base_model: str) -> rich.console.Group:
     Raises:
       UserError: the model is of another width or cannot be read.
     """
+    words = nearest_words(prompt, base_model)
+    view = rich.table.Table("position", "nearest tokens (cosine)")
+    for position, pairs in enumerate(words):
+        texts = (f"{token} {value:.2f}" for token, value in pairs)
+        view.add_row(str(position), rich.text.Text(", ".join(texts)))
+    shared = [
+        f"{token} {count} times"
+        for token, count in Counter(pairs[0][0] for pairs in words).most_common()
+        if count > 1
+    ]
+    text = ", ".join(shared) if shared else "none"
+    return rich.console.Group(
+        view, rich.text.Text(f"nearest to several positions: {text}")
+    )
+
+
+def nearest_words(
+    prompt: np.ndarray, base_model: str, count: int = NEIGHBOURS
+) -> list[list[tuple[str, float]]]:
+    """Of every position of ``[P, H]``, the nearest tokens and their cosines.
+
+    Raises:
+      UserError: the model is of another width or cannot be read.
+    """
     source = base_models.open_checkpoint(base_model)
     table = embedding_table(source)
     if table.shape[1] != prompt.shape[1]:
@@ -75,21 +99,10 @@ def neighbours(prompt: np.ndarray, base_model: str) -> rich.console.Group:
             f"width {table.shape[1]}; give the model it was tuned on"
         )
     name = _pieces(source)
-    view = rich.table.Table("position", "nearest tokens (cosine)")
-    ids, found = nearest_tokens(prompt, table)
-    for position, (tokens, values) in enumerate(zip(ids, found, strict=True)):
-        pairs = zip(tokens, values, strict=True)
-        texts = (f"{name(int(token))} {value:.2f}" for token, value in pairs)
-        view.add_row(str(position), rich.text.Text(", ".join(texts)))
-    shared = [
-        f"{name(int(token))} {count} times"
-        for token, count in Counter(ids[:, 0].tolist()).most_common()
-        if count > 1
+    return [
+        [(name(int(token)), float(value)) for token, value in zip(*row, strict=True)]
+        for row in zip(*nearest_tokens(prompt, table, count), strict=True)
     ]
-    text = ", ".join(shared) if shared else "none"
-    return rich.console.Group(
-        view, rich.text.Text(f"nearest to several positions: {text}")
-    )
 
 
 def embedding_table(source: Source) -> np.ndarray:

@@ -5,7 +5,6 @@ import asyncio
 import http.client
 import json
 import os
-import shutil
 import signal
 import time
 
@@ -315,48 +314,29 @@ def test_an_idle_connection_outlives_what_clients_keep(process, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
-def test_the_page_shows_answers_side_by_side(process, folder, engine, tmp_path):
-    selenium = pytest.importorskip("selenium")
-    from selenium import webdriver
+def test_the_page_shows_answers_side_by_side(process, folder, engine, browser):
     from selenium.webdriver.common.by import By
 
-    del selenium
-    options = webdriver.ChromeOptions()
-    for flag in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ):
-        options.add_argument(flag)
-    options.binary_location = shutil.which("chromium")
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
     with process(folder) as (_, address):
-        browser = webdriver.Chrome(options=options, service=service)
-        try:
-            browser.implicitly_wait(10)
-            browser.get(address)
-            boxes = browser.find_elements(By.CSS_SELECTOR, "#choices input")
-            for box in boxes:
-                if box.is_selected() != (box.get_attribute("value") in _ASKED):
-                    box.click()
-            browser.find_element(By.CSS_SELECTOR, "textarea[name=text]").send_keys(
-                "a fine film"
-            )
-            browser.find_element(By.ID, "send").click()
-            shown = {
-                name: browser.find_element(
-                    By.CSS_SELECTOR, f"article[data-prompt={name}] p"
-                ).text
-                for name in _ASKED
-            }
-            errors = [e for e in browser.get_log("browser") if e["level"] == "SEVERE"]
-            if target := os.environ.get("PROMPT_TUNING_SCREENSHOT"):
-                browser.save_screenshot(target)
-        finally:
-            browser.quit()
+        browser.implicitly_wait(10)
+        browser.get(address)
+        boxes = browser.find_elements(By.CSS_SELECTOR, "#choices input")
+        for box in boxes:
+            if box.is_selected() != (box.get_attribute("value") in _ASKED):
+                box.click()
+        browser.find_element(By.CSS_SELECTOR, "textarea[name=text]").send_keys(
+            "a fine film"
+        )
+        browser.find_element(By.ID, "send").click()
+        shown = {
+            name: browser.find_element(
+                By.CSS_SELECTOR, f"article[data-prompt={name}] p"
+            ).text
+            for name in _ASKED
+        }
+        errors = [e for e in browser.get_log("browser") if e["level"] == "SEVERE"]
+        if target := os.environ.get("PROMPT_TUNING_SCREENSHOT"):
+            browser.save_screenshot(target)
     rows = [{"prompt": name, "text": "a fine film"} for name in _ASKED]
     assert shown == {row["prompt"]: row["answer"] for row in engine.answer(rows)}
     assert not [e for e in errors if "favicon" not in e["message"]]
