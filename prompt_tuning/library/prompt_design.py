@@ -151,7 +151,7 @@ def search(
     found: list[Candidate] = []
     lengths = np.count_nonzero(label_sets.label_tokens(words, vocabulary), axis=-1)
     for template, each in zip(templates, asked, strict=True):
-        scores = known.of(template, each)
+        scores = known.kept(template, each)
         if label_scores == label_sets.MEAN:
             scores = scores / lengths
         right = np.array([names.index(answer) for answer in each.answers])
@@ -318,6 +318,10 @@ class _Scores:
         self._found[key] = scores
         if (path := self._path(key)) is not None:
             files.write(path, {"scores": scores}, {"template": template})
+
+    def kept(self, template: str, asked: Rows) -> np.ndarray:  # [N, W]
+        """Those that `of` found or `keep` was given."""
+        return self._found[self._key(template, asked)]
 
     def _key(self, template: str, asked: Rows) -> str:
         """What tells these scores from others."""

@@ -7,6 +7,7 @@ That PEFT computes the same with them is in `test_peft_parity`.
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -26,7 +27,7 @@ CARD = {"method": "x", "base_model": {"name": "tiny", "fingerprint": "0" * 64}}
 
 def saved(method, params):
     """An adapter of random numbers."""
-    start = Start(np.zeros((0, 32)), params["token_embedder"]["embedding"], params)
+    start = Start(jnp.zeros((0, 32)), params["token_embedder"]["embedding"], params)
     leaves = method.init(jax.random.key(0), start)
     rng = np.random.default_rng(0)
     leaves = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), leaves)
