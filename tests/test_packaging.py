@@ -137,6 +137,7 @@ def test_metadata_of_this_installation():
     assert (script.name, script.value) == ("prompt-tuning", "prompt_tuning.cli:main")
     extras = set(distribution.metadata.get_all("Provides-Extra"))
     assert extras == {
+        "energy",
         "tpu",
         "cuda",
         "plan",

@@ -155,7 +155,7 @@ def search(
         if label_scores == label_sets.MEAN:
             scores = scores / lengths
         right = np.array([names.index(answer) for answer in each.answers])
-        found += _measured(template, names, candidates, words, scores, right)  # pyright: ignore[reportArgumentType]
+        found += _measured(template, names, candidates, words, scores, right)
     found.sort(key=lambda one: (-one.accuracy, -one.log_likelihood))
     passes = len(waiting) * len(asked[0])
     report.say(

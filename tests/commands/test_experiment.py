@@ -51,6 +51,7 @@ def run(tmp_path_factory, reviews, tiny_checkpoint):
     return call
 
 
+@pytest.mark.slow
 def test_a_grid_its_table_and_its_repetition(run, capsys):
     folder, code = run()
     assert code == 0

@@ -36,7 +36,7 @@ def prompted(tiny_config) -> Model:
 def batch(tiny_config) -> dict:
     """Eight rows that start with the prompt."""
     text = jax.random.randint(jax.random.key(1), (8, 10), 2, 256)
-    text = jnp.where(jnp.arange(10) < jnp.arange(3, 11)[:, None], text, 0)
+    text = jnp.where(jnp.arange(10)[None] < jnp.arange(3, 11)[:, None], text, 0)
     ids = jnp.tile(tiny_config.vocab_size + jnp.arange(5), (8, 1))
     targets = jax.random.randint(jax.random.key(2), (8, 6), 2, 256)
     targets = targets.at[1, 3:].set(0)
