@@ -130,7 +130,7 @@ def plan(settings: Settings) -> Plan:
     tuning, base, partitioner = settings.tuning, settings.base, settings.partitioner
     weights_dtype = registry.weights_dtype(tuning.method, base.frozen_dtype)
     members = member_specs.specs(settings)
-    if settings.schedule.patience and any(
+    if settings.schedule.patience and all(
         spec.data.eval_split is None for spec in members
     ):
         raise UserError(
