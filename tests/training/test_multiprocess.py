@@ -280,6 +280,7 @@ def names(folder: pathlib.Path) -> set[str]:
     return {re.sub(r"(tfevents).*", r"\1", name) for name in found}
 
 
+@pytest.mark.slow
 def test_every_process_holds_its_rows(pair):
     first, second = seen(pair)
     assert first["devices"] == second["devices"] == [4, 8]
@@ -294,12 +295,14 @@ def test_every_process_holds_its_rows(pair):
         assert "6 rows of rows do not divide over 8 devices" in found["odd rows"]
 
 
+@pytest.mark.slow
 def test_the_fingerprint_of_a_model_that_spans_processes(pair):
     for found in seen(pair):
         assert not found["addressable"]
         assert found["fingerprint"] == trees.fingerprint({"rows": ROWS})
 
 
+@pytest.mark.slow
 def test_all_go_by_what_the_first_says(pair):
     for found in seen(pair):
         assert found["agreed"] == {"from": 0, "value": 0.1}
@@ -307,6 +310,7 @@ def test_all_go_by_what_the_first_says(pair):
         assert found["failure"] == "process 0 refuses"
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_not_shared_is_refused(pair):
     folder, _ = pair
     for found in seen(pair):
@@ -315,6 +319,7 @@ def test_a_folder_that_is_not_shared_is_refused(pair):
     assert not list((folder / "own-0").iterdir())
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(pair, alone):
     """Also over an interruption after two steps."""
     folder, _ = pair
@@ -339,6 +344,7 @@ def same_to_rounding(found, expected):
         assert found == expected
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one_does(pair, alone):
     folder, _ = pair
     for name in ("results.json", "predictions.jsonl"):
@@ -348,6 +354,7 @@ def test_two_processes_evaluate_as_one_does(pair, alone):
         same_to_rounding(*([json.loads(x) for x in split(text)] for text in texts))
 
 
+@pytest.mark.slow
 def test_two_processes_stop_early_as_one_does(pair, alone):
     folder, (first, second) = pair
     assert "stopped at step 6: 2 evaluations without a better metric" in first
@@ -382,6 +389,7 @@ def test_a_process_that_fails_alone_ends_the_others(tmp_path, how, codes):
         assert "Traceback" in second
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_where_two_stopped(pair, alone, arguments, tmp_path):
     folder, _ = pair
     shutil.copytree(folder / "run", tmp_path / "run")
@@ -425,6 +433,7 @@ def test_a_signal_to_one_process_saves_all(number, whose, code, arguments, tmp_p
     same_records(found, expected)
 
 
+@pytest.mark.slow
 def test_the_first_process_alone_writes_and_prints(pair):
     folder, (first, second) = pair
     # Each of the two calls has the loop's and that of the hyperparameters.
