@@ -28,7 +28,6 @@ from prompt_tuning.inference.encoding import Encoding
 from prompt_tuning.library.rows import TEXT, Rows, short
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
-from prompt_tuning.network.transformer import Transformer
 from prompt_tuning.training.members import Batches
 from prompt_tuning.types import Params
 
@@ -327,7 +326,7 @@ class OpenedTask:
         """
         some = self._first(split, num_examples)
         answerer = Answerer(
-            self._alone(model),
+            model.with_prompts(self.prompts),
             self.vocabulary,
             labels=self.labels,
             label_scores=self.label_scores,
@@ -358,12 +357,9 @@ class OpenedTask:
     ) -> Callable[[Params], Evaluation]:
         """The same by the likelihood of the right answers alone."""
         some = self._first(split, num_examples)
-        return likelihood.evaluator(self._alone(model), some, mesh, batch_size)
-
-    def _alone(self, model: Model) -> Model:
-        """A model with this task's prompts, and no others."""
-        network = Transformer(model.network.config, self.prompts)
-        return dataclasses.replace(model, network=network)
+        return likelihood.evaluator(
+            model.with_prompts(self.prompts), some, mesh, batch_size
+        )
 
     def _first(self, split: str, count: int | None) -> in_memory.Examples:
         """A split's first so many examples; all where there is no number."""

@@ -14,6 +14,7 @@ from prompt_tuning import decoding
 from prompt_tuning.devices import sharding
 from prompt_tuning.network import adapters, losses
 from prompt_tuning.network.adapters import Where
+from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import Transformer
 from prompt_tuning.types import Array, Batch, Params, PyTree
 
@@ -77,6 +78,11 @@ class Model:
     def owners(self) -> tuple[str, ...]:
         """The names of all who may own a row of a batch."""
         return self.members or tuple(prompt.name for prompt in self.network.prompts)
+
+    def with_prompts(self, prompts: tuple[Prompt, ...]) -> "Model":
+        """The same with these prompts, and no others."""
+        network = Transformer(self.network.config, prompts)
+        return dataclasses.replace(self, network=network)
 
     def init(self, key: Array) -> Params:
         """Random parameters, float32, without partitioning metadata."""

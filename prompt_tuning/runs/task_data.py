@@ -23,7 +23,6 @@ from prompt_tuning.inference import evaluation, likelihood
 from prompt_tuning.inference.answerer import Answerer, Evaluation
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
-from prompt_tuning.network.transformer import Transformer
 from prompt_tuning.tasks import features, labels, local_file
 from prompt_tuning.training.members import Batches
 from prompt_tuning.types import Params
@@ -263,14 +262,13 @@ class TaskData:
         Raises:
           UserError: see `Evaluator`.
         """
-        network = Transformer(model.network.config, self.prompts)
         return evaluation.Evaluator(
             self._name,
             split,
             self._lengths,
             self.converter,
             Answerer(
-                dataclasses.replace(model, network=network),
+                model.with_prompts(self.prompts),
                 self.vocabulary,
                 labels=self.labels,
                 label_scores=self.label_scores,
@@ -296,7 +294,6 @@ class TaskData:
         Raises:
           UserError: see `batching.load`.
         """
-        network = Transformer(model.network.config, self.prompts)
         rows = batching.load(
             self._name,
             split=split,
@@ -314,7 +311,7 @@ class TaskData:
             for ids, key in ((inputs, INPUTS), (targets, TARGETS)):
                 ids.append(np.trim_zeros(row[key][0], "b"))
         return likelihood.evaluator(
-            dataclasses.replace(model, network=network),
+            model.with_prompts(self.prompts),
             in_memory.Examples(inputs, targets),
             mesh,
             batch_size,
