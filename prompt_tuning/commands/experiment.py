@@ -15,12 +15,13 @@ import rich.table
 import rich.text
 
 from prompt_tuning import files, plots, report
-from prompt_tuning.checkpoints import base_models, formats
+from prompt_tuning.checkpoints import base_models, formats, prompt_formats
 from prompt_tuning.commands import evaluate, train
 from prompt_tuning.data import splits
 from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.errors import UserError
-from prompt_tuning.runs import experiments, identity, tune
+from prompt_tuning.inference import prompt_view
+from prompt_tuning.runs import experiments, identity, seed_summary, tune
 from prompt_tuning.runs.experiments import ModelTuning, Run
 from prompt_tuning.runs.settings import Data, Settings
 from prompt_tuning.types import LearningRate, PathText, PositiveInt, Seed
@@ -44,6 +45,7 @@ def experiment(
     other_tasks: Mapping[str, Mapping[str, Any]] | None = None,
     together: bool = False,
     apart: bool = False,
+    interpret: bool = False,
     model_learning_rate: LearningRate = 0.001,
     model_steps: PositiveInt | None = None,
     on_start: files.OnStart | None = None,
@@ -65,6 +67,7 @@ def experiment(
         task, or files, as docs/reproduce.md has them.
       together: measure prompts of one run also as one that votes.
       apart: give each prompt a run of its own, and its cost among the metrics.
+      interpret: measure how each prompt reads as words, too (see `prompt_view.reading`).
       model_learning_rate: of cells that tune the model.
       model_steps: steps of these; None is as many as prompts take.
       on_start: called with the folder before anything else is written to it.
@@ -92,21 +95,24 @@ def experiment(
         tune.plan(run.settings)
     what = experiments.identity(settings, grid, seeds, model, test_split)
     what |= {"together": together, "apart": apart, "other_tasks": other_tasks}
+    what |= {"interpret": True} if interpret else {}
     what = json.loads(json.dumps(what))  # as it is read back: a tuple becomes a list
     rows = _rows_so_far(pathlib.Path(model_dir), name, what)
     domains = _domains(data, test_split, other_tasks or {})
     folder = files.writable_folder(model_dir, on_start)
     done = {row["run"]["name"] for row in rows}
     content = {"experiment": name, "grid": what, "figure": figure, "rows": rows}
-    files.write_json(folder / experiments.FILE, content)
+    files.write_json(folder / seed_summary.FILE, content)
     for number, run in enumerate(runs, 1):
         if run.name in done:
             continue
         report.say(
             f"\nrun {number} of {len(runs)}: {run.name}, {len(run.cells)} trained"
         )
-        rows += _rows(run, folder, domains, together=together, apart=apart)
-        files.write_json(folder / experiments.FILE, content)
+        rows += _rows(
+            run, folder, domains, together=together, apart=apart, interpret=interpret
+        )
+        files.write_json(folder / seed_summary.FILE, content)
     _tell(folder, name, figure, rows)
 
 
@@ -134,7 +140,7 @@ def _rows_so_far(
     Raises:
       UserError: they are another experiment's, or cannot be read.
     """
-    path = folder / experiments.FILE
+    path = folder / seed_summary.FILE
     if not path.is_file():
         return []
     known = files.read_json(path)
@@ -189,6 +195,7 @@ def _rows(
     *,
     together: bool,
     apart: bool,
+    interpret: bool,
 ) -> list[dict[str, Any]]:
     """Trains a run and measures it: a row for each cell and domain."""
     place = folder / "runs" / run.name
@@ -208,8 +215,11 @@ def _rows(
                 cost = results["cost"]
                 metrics |= {"seconds": cost["wall_seconds"], "flops": cost["flops"]}
                 metrics |= {"bytes": member.get("bytes")}
+            if interpret:
+                base = run.settings.base.initial_checkpoint_path
+                metrics |= _reading(place / member["file"], base)
             alone = {COMBINE: "alone"} if together else {}
-            row = {**cell.values, "method": cell.method, **alone, **where}
+            row = {**experiments.described(cell), **alone, **where}
             row["metrics"] = metrics
             row["run"] = {"name": run.name, **details, "cost": results["cost"]}
             found.append(json.loads(json.dumps(row, default=str)))
@@ -217,6 +227,16 @@ def _rows(
             row = {"method": run.cells[0].method, COMBINE: rule, **where, "seed": None}
             found.append({**row, "metrics": metrics, "run": {"name": run.name}})
     return found
+
+
+def _reading(file: pathlib.Path, base_model: str) -> dict[str, float]:
+    """How a prompt reads as words; nothing of what is no prompt."""
+    if prompt_formats.detect(file) is None:
+        return {}
+    prompt, card = prompt_formats.load(file)
+    if not len(prompt):
+        return {}
+    return prompt_view.reading(prompt, base_model, card.get("labels") or ())
 
 
 def _member(run: Run, cell: str) -> str:
@@ -266,13 +286,13 @@ def _tell(
     folder: pathlib.Path,
     name: str,
     figure: Mapping[str, Any],
-    rows: Sequence[experiments.Row],
+    rows: Sequence[seed_summary.Row],
 ) -> None:
     """Writes table and figure, prints the table and where things lie."""
     first = next((row["metrics"] for row in rows if row["metrics"]), {})
-    groups = experiments.summary(rows, figure.get("metrics", list(first)[:1]))
-    head, *lines = experiments.table(groups)
-    files.write_text(folder / TABLE, experiments.markdown([head, *lines]))
+    groups = seed_summary.summary(rows, figure.get("metrics", list(first)[:1]))
+    head, *lines = seed_summary.table(groups)
+    files.write_text(folder / TABLE, seed_summary.markdown([head, *lines]))
     plots.experiment(folder / FIGURE, groups, figure, name)
     shown = rich.table.Table(title=name)
     for column in head:
@@ -280,5 +300,5 @@ def _tell(
     for line in lines:
         shown.add_row(*map(rich.text.Text, line))
     report.console.print(shown)
-    written = (experiments.FILE, TABLE, FIGURE)
+    written = (seed_summary.FILE, TABLE, FIGURE)
     report.say(f"wrote {', '.join(str(folder / each) for each in written)}")

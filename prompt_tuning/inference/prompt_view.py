@@ -6,7 +6,8 @@ lie next to, and how many of them lie next to the same.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import rich.console
@@ -18,10 +19,15 @@ from prompt_tuning.checkpoints import base_models, formats
 from prompt_tuning.checkpoints.source import Source
 from prompt_tuning.errors import UserError
 
+if TYPE_CHECKING:
+    import sentencepiece
+
 # Tokens that are shown for each position.
 NEIGHBOURS = 3
 # Rows whose cosine is at least this are counted as saying the same.
 ALIKE = 0.95
+# Among so many tokens a label is looked for at each position: those that the paper shows.
+NEAR = 5
 
 
 def facts(prompt: np.ndarray) -> dict[str, str]:
@@ -91,6 +97,56 @@ def nearest_words(
     Raises:
       UserError: the model is of another width or cannot be read.
     """
+    ids, values, vocabulary = _near(prompt, base_model, count)
+
+    def name(token: int) -> str:
+        if vocabulary is None:
+            return str(token)
+        known = token < vocabulary.get_piece_size()
+        return repr(vocabulary.id_to_piece(token)) if known else f"<{token}>"
+
+    return [
+        [(name(int(token)), float(value)) for token, value in zip(*row, strict=True)]
+        for row in zip(ids, values, strict=True)
+    ]
+
+
+def reading(
+    prompt: np.ndarray, base_model: str, labels: Sequence[str]
+) -> dict[str, float]:
+    """How a prompt ``[P, H]`` reads as words, after section 7 of Lester et al. (2021).
+
+    Args:
+      prompt: ``[P, H]``.
+      base_model: what it was tuned on.
+      labels: the answers that its task has, as texts.
+
+    Returns:
+      ``distinct_nearest``, percent of the positions whose nearest token is that of no other
+      position; ``nearest_cosine``, the mean cosine with the nearest token, times 100; and,
+      where there are labels and the model has its vocabulary beside it, ``labels_found``,
+      percent of the labels all of whose tokens are among the `NEAR` nearest of positions.
+
+    Raises:
+      UserError: the model is of another width or cannot be read.
+    """
+    ids, values, vocabulary = _near(prompt, base_model, NEAR)
+    nearest = Counter(ids[:, 0].tolist())
+    found = {
+        "distinct_nearest": 100 * sum(n == 1 for n in nearest.values()) / len(prompt),
+        "nearest_cosine": 100 * float(values[:, 0].mean()),
+    }
+    if labels and vocabulary is not None:
+        near = set(ids.flatten().tolist())
+        there = [near.issuperset(vocabulary.encode(label)) for label in labels]
+        found["labels_found"] = 100 * sum(there) / len(labels)
+    return found
+
+
+def _near(
+    prompt: np.ndarray, base_model: str, count: int
+) -> tuple[np.ndarray, np.ndarray, "sentencepiece.SentencePieceProcessor | None"]:
+    """Ids and cosines ``[P, count]`` of the nearest tokens; the model's vocabulary."""
     source = base_models.open_checkpoint(base_model)
     table = embedding_table(source)
     if table.shape[1] != prompt.shape[1]:
@@ -98,11 +154,7 @@ def nearest_words(
             f"the prompt has width {prompt.shape[1]}, the model {source.path} has "
             f"width {table.shape[1]}; give the model it was tuned on"
         )
-    name = _pieces(source)
-    return [
-        [(name(int(token)), float(value)) for token, value in zip(*row, strict=True)]
-        for row in zip(*nearest_tokens(prompt, table, count), strict=True)
-    ]
+    return *nearest_tokens(prompt, table, count), _vocabulary(source)
 
 
 def embedding_table(source: Source) -> np.ndarray:
@@ -127,13 +179,11 @@ def draw(prompt: np.ndarray, path: str) -> None:
     plots.prompt(path, norms, cosines(prompt, prompt))
 
 
-def _pieces(source: Source) -> Callable[[int], str]:
-    """Names ids by the SentencePiece vocabulary beside the model, if there is one."""
+def _vocabulary(source: Source) -> "sentencepiece.SentencePieceProcessor | None":
+    """The SentencePiece vocabulary beside the model, if there is one."""
     path = formats.find_vocabulary(source.path)
     if path is None:
-        return str
+        return None
     import sentencepiece
 
-    vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    size = vocabulary.get_piece_size()
-    return lambda i: repr(vocabulary.id_to_piece(i)) if i < size else f"<{i}>"
+    return sentencepiece.SentencePieceProcessor(model_file=str(path))

@@ -6,32 +6,33 @@ prompt's own differs; a tuned model has a run to itself.
 """
 
 import dataclasses
-import statistics
+import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from prompt_tuning.checkpoints import base_models, formats
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import registry
+from prompt_tuning.network.transformer import T5Config
 from prompt_tuning.runs import member_specs
-from prompt_tuning.runs.settings import Settings, Tuning
+from prompt_tuning.runs.seed_summary import SEED
+from prompt_tuning.runs.settings import Base, Settings, Tuning
 from prompt_tuning.training import optimizers, prompt_lists
 
-FILE = "experiment.json"
 # Rows of the training split that a cell has, in place of `train_split`.
-EXAMPLES, SEED = "examples", "seed"
+EXAMPLES = "examples"
+# The base model of a cell, in place of INITIAL_CHECKPOINT_PATH, and how large it is.
+BASE_MODEL, PARAMETERS = "base_model", "parameters"
+# Of a base model's configuration, what is the run's and not the checkpoint's.
+_OF_THE_RUN = ("dropout_rate", "dtype", "remat", "unroll", "attention")
 # The longest row of a run is at most so many times as long as its shortest prompt wants:
 # all rows are padded to the longest.
 MOST_PADDING = 1.5
 
 # What a grid may give its cells beside seeds.
 VALUES = (EXAMPLES, "batch_size", "method", "prompt_length", "prompt_init", "placement")
-VALUES += ("learning_rate",)
-# What a row has beside its cell's own values.
-NOT_OWN = (SEED, "metrics", "run")
-
-_WORDS = {"prompt_tuning": "prompt tuning", "model_tuning": "model tuning"}
-
-Row = Mapping[str, Any]
+VALUES += ("learning_rate", BASE_MODEL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +100,9 @@ def cells(
     usual = settings.tuning.method
     for variant in prompt_lists.expand(entries, (*VALUES, SEED), "GRID"):
         method = registry.named(variant.values.get("method", usual)).kind
+        base = variant.values.get(BASE_MODEL)
+        if BASE_MODEL in variant.values and not isinstance(base, str):
+            raise UserError(f"GRID: base_model={base!r} must be a path or a name")
         found.append(Cell(variant.name, method, variant.values))
     return tuple(found)
 
@@ -114,18 +118,60 @@ def runs(
       model: the recipe of those that tune the model.
       apart: give each a run of its own, so that what it costs is known.
     """
-    prompts = [cell for cell in everyone if not cell.is_model]
-    groups = [[cell] for cell in prompts] if apart else list(_alike(prompts, settings))
     found = []
-    for number, group in enumerate(groups, 1):
+    bases = dict.fromkeys(cell.values.get(BASE_MODEL) for cell in everyone)
+    prompts = [
+        (base, group)
+        for base in bases
+        for group in _groups(everyone, base, settings, apart)
+    ]
+    for number, (base, group) in enumerate(prompts, 1):
         own = [{prompt_lists.NAME: c.name, **_values(c, settings)} for c in group]
         name = group[0].name if apart else f"prompts_{number}"
-        run = dataclasses.replace(settings, prompts=own)
+        run = dataclasses.replace(_on(base, settings), prompts=own)
         found.append(Run(name, tuple(group), run))
     for cell in everyone:
         if cell.is_model:
-            found.append(Run(cell.name, (cell,), _model_run(cell, settings, model)))
+            on = _on(cell.values.get(BASE_MODEL), settings)
+            found.append(Run(cell.name, (cell,), _model_run(cell, on, model)))
     return found
+
+
+def _groups(
+    everyone: Sequence[Cell], base: str | None, settings: Settings, apart: bool
+) -> Iterator[list[Cell]]:
+    """Prompts of one base model that train together."""
+    own = [c for c in everyone if not c.is_model and c.values.get(BASE_MODEL) == base]
+    yield from ([cell] for cell in own) if apart else _alike(own, settings)
+
+
+def _on(base: str | None, settings: Settings) -> Settings:
+    """The settings with another base model; None leaves it."""
+    if base is None:
+        return settings
+    config, _ = _sizes(base)
+    kept = {name: getattr(settings.base.config, name) for name in _OF_THE_RUN}
+    model: Base = dataclasses.replace(
+        settings.base,
+        config=dataclasses.replace(config, **kept),
+        initial_checkpoint_path=base,
+    )
+    return dataclasses.replace(settings, base=model)
+
+
+@functools.cache
+def _sizes(path: str) -> tuple[T5Config, int]:
+    """The sizes of a checkpoint, and how many parameters it has."""
+    source = base_models.open_checkpoint(path)
+    count = sum(math.prod(spec.shape) for spec in source.specs.values())
+    return formats.architecture(source), count
+
+
+def described(cell: Cell) -> dict[str, Any]:
+    """What a row says of its cell: its values, its method, how large its own model is."""
+    base = cell.values.get(BASE_MODEL)
+    size = {} if base is None else {PARAMETERS: _sizes(base)[1]}
+    return {**cell.values, **size, "method": cell.method}
 
 
 def _alike(prompts: Sequence[Cell], settings: Settings) -> Iterator[list[Cell]]:
@@ -146,7 +192,7 @@ def _alike(prompts: Sequence[Cell], settings: Settings) -> Iterator[list[Cell]]:
 
 def _values(cell: Cell, settings: Settings) -> dict[str, Any]:
     """What is the cell's own, as PROMPTS has it."""
-    own = dict(cell.values)
+    own = {key: value for key, value in cell.values.items() if key != BASE_MODEL}
     if (count := own.pop(EXAMPLES, None)) is not None:
         # Other rows for each seed.
         first = count * own[SEED]
@@ -207,83 +253,3 @@ def _word(value: Any) -> Any:
     if isinstance(value, list):
         return [member_specs.word(each) for each in value]
     return member_specs.word(value)
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """Rows that differ in their seeds alone.
-
-    Attributes:
-      values: what they have in common.
-      metrics: mean and spread of each metric; the spread is the standard deviation of a
-        sample, and None of one row.
-      seeds: how many rows there are.
-    """
-
-    values: Mapping[str, Any]
-    metrics: Mapping[str, tuple[float, float | None]]
-    seeds: int
-
-
-def summary(rows: Sequence[Row], metrics: Sequence[str]) -> list[Group]:
-    """Mean and spread of metrics over the seeds, in the order of the rows.
-
-    >>> rows = [{"method": "a", "seed": s, "metrics": {"f1": 2 * s}} for s in (0, 1)]
-    >>> summary(rows, ["f1"])
-    [Group(values={'method': 'a'}, metrics={'f1': (1, 1.4142135623730951)}, seeds=2)]
-
-    Args:
-      rows: of an experiment; those that lack a metric (since a loss was not finite) are
-        left out.
-      metrics: which of their metrics.
-    """
-    groups: dict[str, tuple[dict[str, Any], list[Mapping[str, float]]]] = {}
-    for row in rows:
-        own = {k: v for k, v in row.items() if k not in NOT_OWN}
-        _, known = groups.setdefault(repr(own), (own, []))
-        if all(row["metrics"].get(metric) is not None for metric in metrics):
-            known.append(row["metrics"])
-    return [
-        Group(
-            own,
-            {
-                name: _mean_and_spread([each[name] for each in found])
-                for name in metrics
-            },
-            len(found),
-        )
-        for own, found in groups.values()
-        if found
-    ]
-
-
-def _mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return statistics.mean(values), spread
-
-
-def table(groups: Sequence[Group]) -> list[list[str]]:
-    """Lines of texts, the head first: values, mean ± spread of each metric, seeds."""
-    own = list(dict.fromkeys(key for group in groups for key in group.values))
-    metrics = list(groups[0].metrics) if groups else []
-    lines = [[*(key.replace("_", " ") for key in own), *metrics, "seeds"]]
-    for group in groups:
-        values = [word(group.values.get(key)) for key in own]
-        found = [_figures(*group.metrics[name]) for name in metrics]
-        lines.append([*values, *found, str(group.seeds)])
-    return lines
-
-
-def word(value: Any) -> str:
-    """A value as people read it."""
-    return "" if value is None else _WORDS.get(str(value), str(value))
-
-
-def _figures(mean: float, spread: float | None) -> str:
-    return f"{mean:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
-
-
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table as Markdown."""
-    texts = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([texts[0], "|---" * len(lines[0]) + "|", *texts[1:]]) + "\n"

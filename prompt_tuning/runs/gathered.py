@@ -14,8 +14,8 @@ from typing import Any
 from prompt_tuning import files, report
 from prompt_tuning.data import rows
 from prompt_tuning.errors import UserError
+from prompt_tuning.runs import seed_summary
 
-EXPERIMENT_FILE = "experiment.json"
 PREDICTIONS_FILE = "predictions.jsonl"
 # Folders below one that is named, which are looked into for runs.
 DEEPEST = 4
@@ -119,8 +119,8 @@ def _below(folder: pathlib.Path, depth: int) -> Iterator[Found]:
 
 def _of(folder: pathlib.Path) -> Found | None:
     name = str(folder)
-    if (folder / EXPERIMENT_FILE).is_file():
-        return Experiment(name, folder, files.read_json(folder / EXPERIMENT_FILE))
+    if (folder / seed_summary.FILE).is_file():
+        return Experiment(name, folder, files.read_json(folder / seed_summary.FILE))
     if not (folder / report.RESULTS_FILE).is_file():
         return None
     results = files.read_json(folder / report.RESULTS_FILE)

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from prompt_tuning.runs import charts
+from prompt_tuning.runs import charts, seed_summary
 from prompt_tuning.runs.charts import Line
 from prompt_tuning.runs.gathered import (
     Evaluation,
@@ -261,6 +261,11 @@ def _experiment(found: Found) -> Iterator[Element]:
     yield facts([("experiment", _said(found.results, "experiment"))])
     plots = [_over(rows, x, name, figure) for name in names]
     yield tag("div", *(each for each in plots if each is not None), class_="charts")
+    head, *lines = seed_summary.table(_groups(rows, names))
+    if lines:
+        yield tag("h3", "Mean ± standard deviation over the seeds")
+        yield table(head, lines)
+    yield tag("h3", "Cells")
     own = list(
         dict.fromkeys(k for row in rows for k in row if k not in ("metrics", "run"))
     )
@@ -274,6 +279,22 @@ def _experiment(found: Found) -> Iterator[Element]:
     yield table([*(key.replace("_", " ") for key in own), *names], lines)
     grid = json.dumps(found.results.get("grid"), indent=2, ensure_ascii=False)
     yield folded("Grid", tag("pre", grid))
+
+
+def _groups(rows: Sequence[Facts], metrics: Sequence[str]) -> list[seed_summary.Group]:
+    """Cells that differ in their seeds alone, those apart that lack some metric."""
+    plain: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        known = {m: number(mapping(row.get("metrics")).get(m)) for m in metrics}
+        own = {k: _text(v) for k, v in row.items() if k not in seed_summary.NOT_OWN}
+        has = tuple(name for name, value in known.items() if value is not None)
+        plain.setdefault(has, []).append({**own, "metrics": known})
+    return [
+        group
+        for has, those in plain.items()
+        if has
+        for group in seed_summary.summary(those, has)
+    ]
 
 
 def _over(rows: Sequence[Facts], x: str, metric: str, figure: Facts) -> Element | None:

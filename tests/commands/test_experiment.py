@@ -41,6 +41,7 @@ def run(tmp_path_factory, reviews, tiny_checkpoint):
                 "--eval_period=2",
                 "--batch_size=8",
                 "--together",
+                "--interpret",
                 f"--other_tasks={ {'elsewhere': elsewhere} }",
                 f"--model_dir={folder}",
                 *more,
@@ -69,6 +70,8 @@ def test_a_grid_its_table_and_its_repetition(run, capsys):
     assert len({row["run"]["name"] for row in rows}) == 2
     for row in rows:
         assert 0 <= row["metrics"]["accuracy"] <= 100
+        is_prompt = row["method"] == "prompt_tuning"
+        assert ("nearest_cosine" in row["metrics"]) == is_prompt
         assert row["run"]["bytes"] > 0 and row["run"]["cost"]["steps"] == 2
     # The same four sentences.
     here, there = ([r["metrics"] for r in rows if r["domain"] == d] for d in domains)

@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sentencepiece
 
 from prompt_tuning import trees
-from prompt_tuning.checkpoints import model_file, prompt_file
+from prompt_tuning.checkpoints import base_models, formats, model_file, prompt_file
 from prompt_tuning.commands import convert, inspect
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference import prompt_view
@@ -237,3 +238,19 @@ def test_a_misspelt_path_asks_nobody(name, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     with pytest.raises(UserError, match="there is no folder"):
         inspect.inspect(name)
+
+
+def test_a_prompt_of_embeddings_reads_as_their_words():
+    base = "embedded:t5_1_1_mini"
+    source = base_models.open_checkpoint(base)
+    table = prompt_view.embedding_table(source).astype(np.float32)
+    path = formats.find_vocabulary(source.path)
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    good, bad = pieces.encode("good"), pieces.encode("bad")
+    rows = table[[*good, *good, *bad]]
+    found = prompt_view.reading(rows, base, ["good", "bad", "catastrophe"])
+    assert found["nearest_cosine"] == pytest.approx(100, abs=1e-3)
+    assert found["labels_found"] == pytest.approx(200 / 3)
+    # Two positions lie next to one word.
+    assert found["distinct_nearest"] == pytest.approx(100 * len(bad) / len(rows))
+    assert "labels_found" not in prompt_view.reading(rows, base, [])

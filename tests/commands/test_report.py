@@ -152,6 +152,7 @@ def test_a_page_shows_everything_and_obeys_nothing(folder, tmp_path, capsys):
         "6.5 (-3 to 16)",
         "3 rows, 2 of them wrong, errors first",
         "true positive rate",
+        "101 ± 1.4",  # mean and spread of a cell of the experiment
     ):
         assert shown in page.text, shown
     # The error that it was most sure of, then the other, then what is right.

@@ -5,7 +5,7 @@ import pytest
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.network.transformer import T5Config
-from prompt_tuning.runs import experiments, member_specs
+from prompt_tuning.runs import experiments, member_specs, seed_summary
 from prompt_tuning.runs.experiments import ModelTuning
 from prompt_tuning.runs.settings import Base, Data, Settings, Tuning
 from prompt_tuning.training import optimizers
@@ -50,6 +50,32 @@ def test_a_tuned_model_has_a_run_and_a_recipe_of_its_own():
         assert run.settings.schedule.steps == 10
 
 
+def test_each_base_model_has_runs_and_sizes_of_its_own(tiny_checkpoint):
+    there = str(tiny_checkpoint)
+    grid = [{"base_model": [there, "embedded:t5_1_1_mini"], "method": BOTH}]
+    found = {}
+    for run in runs_of(grid, seeds=(0,)):
+        base = run.settings.base
+        (spec,) = member_specs.specs(run.settings)
+        assert base.config.remat == SETTINGS.base.config.remat
+        where = spec.method.result, base.initial_checkpoint_path
+        found[where] = base.config.emb_dim
+        (cell,) = run.cells
+        row = experiments.described(cell)
+        assert row["base_model"] == base.initial_checkpoint_path
+        assert (row["parameters"] == 7_279_104) == (base.config.emb_dim == 192)
+    tiny = found["prompt", there]
+    assert tiny != 192
+    assert found == {
+        ("prompt", there): tiny,
+        ("model", there): tiny,
+        ("prompt", "embedded:t5_1_1_mini"): 192,
+        ("model", "embedded:t5_1_1_mini"): 192,
+    }
+    with pytest.raises(UserError, match="base_model=3 must be a path"):
+        runs_of([{"base_model": 3}])
+
+
 def test_each_seed_has_examples_of_its_own_the_same_for_all_methods():
     prompts, *models = runs_of([{"examples": [8], "method": BOTH}])
     specs = member_specs.specs(prompts.settings)
@@ -87,13 +113,13 @@ def test_a_table_has_mean_spread_and_seeds():
         "run": {"name": "prompts_1"},
     }
     rows = [row(1, 0, 50.0), row(1, 1, 60.0), row(5, 0, 70.0), row(5, 1, None)]
-    groups = experiments.summary(rows, ["accuracy"])
-    assert experiments.table(groups) == [
+    groups = seed_summary.summary(rows, ["accuracy"])
+    assert seed_summary.table(groups) == [
         ["prompt length", "method", "accuracy", "seeds"],
         ["1", "prompt tuning", "55 ± 7.1", "2"],
         # One diverged.
         ["5", "prompt tuning", "70", "1"],
     ]
-    assert experiments.markdown([["a", "b"], ["1", "2"]]) == (
+    assert seed_summary.markdown([["a", "b"], ["1", "2"]]) == (
         "| a | b |\n|---|---|\n| 1 | 2 |\n"
     )
