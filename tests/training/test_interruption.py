@@ -127,7 +127,7 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_last_bit(
 
 
 def test_a_checkpoint_follows_when_the_last_one_is_old(run, whole, tmp_path):
-    schedule = dataclasses.replace(SCHEDULE, checkpoint_seconds=1e-3)
+    schedule = dataclasses.replace(SCHEDULE, checkpoint_seconds=1e-9)
     with pytest.raises(UserError, match="^the power is cut$"):
         run(tmp_path / "run", schedule, at=cuts_power(9))
     steps = sorted(map(int, os.listdir(tmp_path / "run/checkpoints")))
