@@ -102,6 +102,31 @@ def examples(
         ) from error
 
 
+def texts(
+    provider: Provider, split: str, lengths: Mapping[str, int], most: int
+) -> Iterator[tuple[str, str, int, int]]:
+    """Inputs and targets of a split's first ``most`` examples as texts, with their tokens.
+
+    What a task does not hand on as text is decoded, and then holds what its vocabulary
+    can write. Positions of prompts are no tokens; EOS is one.
+
+    Raises:
+      UserError: see `examples`.
+    """
+    vocabulary = provider.output_features["targets"].vocabulary
+    for row in examples(provider, split, lengths).take(most).as_numpy_iterator():
+        said, counts = [], []
+        for side in ("inputs", "targets"):
+            ids = [int(i) for i in row.get(side, ()) if i >= 0]
+            raw = row.get(f"{side}_pretokenized")
+            told = isinstance(raw, bytes)
+            said.append(
+                raw.decode(errors="replace") if told else vocabulary.decode(ids)
+            )
+            counts.append(len(ids))
+        yield said[0], said[1], counts[0], counts[1]
+
+
 def following(iterator: Iterator[Any], name: str, *default: Any) -> Any:
     """The next element of converted examples, or ``default`` behind the last.
 

@@ -50,7 +50,10 @@ def check_label(label: str, vocabulary: Vocabulary) -> None:
 
 
 def messages(
-    texts: Sequence[Sequence[str]], targets: Sequence[str], vocabulary: Vocabulary
+    texts: Sequence[Sequence[str]],
+    targets: Sequence[str],
+    vocabulary: Vocabulary,
+    most: int = EXAMPLES,
 ) -> list[str]:
     """Lines for the user on what the vocabulary lacks, none where it lacks nothing.
 
@@ -58,9 +61,10 @@ def messages(
       texts: of each row, the texts between the pieces of a prompt.
       targets: of each row.
       vocabulary: of both.
+      most: rows that are looked at.
     """
     found = []
-    seen = min(len(targets), EXAMPLES)
+    seen = min(len(targets), most)
     of = f"of {'' if seen == len(targets) else 'the first '}{seen}"
     shares = [
         unknown_share(vocabulary.encode(" ".join(row)), vocabulary)

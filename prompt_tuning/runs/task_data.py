@@ -12,7 +12,7 @@ import seqio
 import tensorflow as tf
 
 from prompt_tuning import decoding, report
-from prompt_tuning.data import batching, examples, in_memory, label_sets
+from prompt_tuning.data import batching, examples, in_memory, label_sets, lint, reach
 from prompt_tuning.data.feature_converter import PromptFeatureConverter
 from prompt_tuning.data.length_report import Fill, LengthReport
 from prompt_tuning.data.local_task import LocalTask
@@ -33,6 +33,8 @@ TASKS = "prompt_tuning.tasks"
 MOST_ROWS_AN_ID = 2
 # What a text is in a dataset of TensorFlow's.
 TEXT = tf.TensorSpec((), tf.string)
+# Rows of a task's own data whose texts are looked at before training.
+LOOKED_AT = 2_000
 INPUTS, TARGETS = "encoder_input_tokens", "decoder_target_tokens"
 _CURE = (
     "choose the task's variant of the model's vocabulary (its name with 't5_', 'mt5_', "
@@ -152,9 +154,10 @@ class TaskData:
         )
 
     def check(self, split: str, *, pack: bool = False) -> LengthReport:
-        """Refuses a split that cannot be used whole; says which inputs lose their end.
+        """Refuses a split that cannot be used whole; says what its figures suffer from.
 
-        It looks, and says so, once.
+        That is, which inputs lose their end, and what the vocabulary lacks. It looks,
+        and says so, once.
 
         Raises:
           UserError: see `split_lengths.length_report`.
@@ -165,7 +168,24 @@ class TaskData:
             self._reports[split, pack] = found
             if message := found.message():
                 report.say(message)
+            if self._local is None and (split, not pack) not in self._reports:
+                self._say_reach(split)
         return self._reports[split, pack]
+
+    def _say_reach(self, split: str) -> None:
+        """What the vocabulary lacks of a split; of files `local_file` says it."""
+        rows = examples.texts(self._provider, split, self._lengths, LOOKED_AT + 1)
+        told = [row for row in rows if row[1].strip() != lint.WITHHELD]
+        # Without a metric no answer is compared with a target.
+        parts = seqio.get_subtasks(self._provider)
+        judged = any(task.metric_fns for task in parts)
+        for message in reach.messages(
+            [[row[0]] for row in told],
+            [row[1] if judged else "" for row in told],
+            self.vocabulary,
+            LOOKED_AT,
+        ):
+            report.say(f"{self._name}, {split}: {message}")
 
     def content(self, split: str, *, pack: bool = False) -> str:
         """What tells a split's examples from others.

@@ -25,6 +25,8 @@ _BEFORE = (
     registration.TASK_INDEX,
 )
 _BEHIND = registration.EXAMPLES
+# Where nobody says how long rows may be.
+_ROOM = {"inputs": 512, "targets": 512}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +219,8 @@ def checked(
     splits: dict[str, list[Row]] = {}
     for task in seqio.get_subtasks(provider):
         for split in task.splits:
-            splits.setdefault(split, []).extend(_rows(task, split, most, lengths))
+            rows = examples.texts(task, split, lengths or _ROOM, most)
+            splits.setdefault(split, []).extend(Row(*row) for row in rows)
     found += lint.of_rows(splits, known, lengths)
     for split, rows in splits.items():
         told = [row for row in rows if row.target.strip() != lint.WITHHELD]
@@ -225,27 +228,6 @@ def checked(
         for message in reach.messages(texts, targets, vocabulary):
             found.append(Finding(lint.WARNING, f"{split}: {message}"))
     return {split: len(rows) for split, rows in splits.items()}, found
-
-
-def _rows(
-    task: seqio.Task, split: str, most: int, lengths: Mapping[str, int] | None
-) -> Iterator[Row]:
-    room = lengths or {"inputs": 512, "targets": 512}
-    vocabulary = task.output_features["targets"].vocabulary
-    for row in examples.examples(task, split, room).take(most).as_numpy_iterator():
-        inputs = row.get("inputs", np.zeros(0, np.int32))
-        text = [i for i in inputs.tolist() if i >= 0]
-
-        def said(side: str, ids: Sequence[int], row=row) -> str:
-            raw = row.get(f"{side}_pretokenized")
-            if isinstance(raw, bytes):
-                return raw.decode(errors="replace")
-            return vocabulary.decode(list(ids))
-
-        targets = row["targets"].tolist()
-        yield Row(
-            said("inputs", text), said("targets", targets), len(text), len(targets)
-        )
 
 
 def _of_variants(name: str) -> Iterator[Finding]:

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A task and its model have one vocabulary: the model's."""
+"""A task and its model have one vocabulary, the model's, and what it lacks is said."""
 
 import pytest
+import seqio
 
 from prompt_tuning import cli
-from prompt_tuning.data import vocabularies
+from prompt_tuning.data import metrics, vocabularies
 from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.errors import UserError
 from prompt_tuning.runs.task_data import TaskData
+from prompt_tuning.tasks import features, sources
 
 LENGTHS = {"inputs": 8, "targets": 8}
 
@@ -65,3 +67,56 @@ def test_commands_refuse_a_task_of_another(command, train_words, tmp_path, capsy
     error = capsys.readouterr().err
     assert "the vocabulary byt5, the model reads mini: choose" in error
     assert not [*folder.glob("*.json*"), *folder.glob("*.safetensors")]
+
+
+@pytest.fixture
+def someones_task():
+    """A task that somebody registered: one of three targets has no pieces, nor a text."""
+    words = {
+        "inputs": ["good", "bad", "\u0ba4\u0bae\u0bbf\u0bb4\u0bcd"],
+        "targets": ["yes", "no", "two\nlines"],
+    }
+
+    def add(name, **options):
+        return seqio.TaskRegistry.add(
+            name,
+            source=sources.Rows(lambda split: words, ["train"]),
+            preprocessors=[
+                seqio.preprocessors.tokenize,
+                seqio.preprocessors.append_eos,
+            ],
+            output_features=features.output_features("mini"),
+            **options,
+        )
+
+    yield add
+    for name in [name for name in seqio.TaskRegistry.names() if "someones" in name]:
+        seqio.TaskRegistry.remove(name)
+
+
+def told(name, capsys):
+    """What is said of a task's training split, twice looked at."""
+    data = TaskData(name, None, None, LENGTHS, (), 8192)
+    for pack in (False, True, False):
+        data.check("train", pack=pack)
+    return [line for line in capsys.readouterr().err.splitlines() if "someones" in line]
+
+
+def test_what_the_vocabulary_lacks_of_somebodys_task_is_said_once(
+    someones_task, capsys
+):
+    someones_task("someones", metric_fns=metrics.by_name(["accuracy"], None))
+    texts, targets = told("someones", capsys)
+    assert "pieces of 1 of 3 texts are unknown" in texts
+    assert (
+        "someones, train: the vocabulary cannot write 1 of 3 targets, such as 'two\\nlines'"
+        in targets
+    )
+
+
+def test_targets_that_nothing_is_compared_with_need_not_be_reached(
+    someones_task, capsys
+):
+    someones_task("someones_own")
+    (texts,) = told("someones_own", capsys)
+    assert "texts are unknown" in texts
