@@ -10,12 +10,12 @@ import tensorflow as tf
 from prompt_tuning import report
 from prompt_tuning.data import examples, reach
 from prompt_tuning.data import metrics as task_metrics
-from prompt_tuning.data.local_task import LocalTask
+from prompt_tuning.data.local_task import TRAIN, LocalTask
 from prompt_tuning.data.template import Positions
 from prompt_tuning.errors import UserError
 from prompt_tuning.tasks import features, labels, sources
 
-TRAIN = "train"
+_CELL = "cell"
 _REGISTERED: set[str] = set()
 
 
@@ -28,6 +28,7 @@ def register(
     metrics: Sequence[str] = ("accuracy",),
     vocabulary: str = "mini",
     columns: Sequence[str] | None = None,
+    balance: Sequence[str] | None = None,
 ) -> seqio.Task:
     """Registers a task of local files; see `LocalTask` for the arguments.
 
@@ -40,7 +41,14 @@ def register(
       UserError: see `register_task`.
     """
     task = LocalTask(
-        files, template, target_column, label_names, metrics, vocabulary, columns
+        files,
+        template,
+        target_column,
+        label_names,
+        metrics,
+        vocabulary,
+        columns,
+        balance,
     )
     return register_task(name, task)
 
@@ -84,7 +92,7 @@ def register_task(name: str, local: LocalTask) -> seqio.Task:
     try:
         task = seqio.TaskRegistry.add(
             name,
-            source=sources.Rows(splits.__getitem__, tuple(splits)),
+            source=sources.Rows(splits.__getitem__, tuple(splits), _CELL),
             preprocessors=[
                 functools.partial(_tokenize, parts=local.parsed.parts),
                 seqio.preprocessors.append_eos,
@@ -113,7 +121,9 @@ def _check_reach(name: str, label: str, vocabulary: seqio.Vocabulary) -> None:
 
 def _columns(local: LocalTask, split: str) -> sources.Columns:
     texts, targets = local.read(split)
-    return {"texts": texts, "targets": targets}
+    cells = local.cells(split)
+    balance = {} if cells is None else {_CELL: cells}
+    return {"texts": texts, "targets": targets, **balance}
 
 
 def _tokenize(

@@ -7,6 +7,7 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from prompt_tuning.data import fairness
 from prompt_tuning.data import splits as slices
 from prompt_tuning.errors import UserError
 
@@ -27,10 +28,23 @@ class Rows(seqio.DataSource):
     repeatably by its seed, so that a file sorted by label does no harm.
     """
 
-    def __init__(self, read: Callable[[str], Columns], splits: Sequence[str]):
-        """Takes a function from a split to its columns, all of one length."""
+    def __init__(
+        self,
+        read: Callable[[str], Columns],
+        splits: Sequence[str],
+        cell: str | None = None,
+    ):
+        """Takes a function from a split to its columns, all of one length.
+
+        Args:
+          read: that function.
+          splits: names of the splits.
+          cell: a column that splits may have and datasets do not: rows of each of its
+            values are drawn equally often (see `fairness.balanced`).
+        """
         super().__init__(splits=SplitNames(splits), caching_permitted=False)
         self._read = read
+        self._cell = cell
         self._names = SplitNames(splits)
 
     @property
@@ -61,6 +75,12 @@ class Rows(seqio.DataSource):
         columns = self._read(slices.name_of(split))
         rows = slices.rows_of(split, len(next(iter(columns.values()))))
         columns = {name: values[rows] for name, values in columns.items()}
+        if self._cell is not None and self._cell in columns:
+            places = fairness.balanced(columns.pop(self._cell))
+            columns = {
+                name: [values[place] for place in places]
+                for name, values in columns.items()
+            }
         size = len(next(iter(columns.values())))
         if not size:
             raise UserError(f"split {split!r} is empty: choose another")

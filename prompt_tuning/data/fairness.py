@@ -7,7 +7,7 @@ equal opportunity.
 """
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,19 @@ FIGURES = (ACCURACY, POSITIVE_RATE, TRUE_POSITIVE_RATE)
 MOST_GROUPS = 50
 
 
-def groups_of(rows: Sequence[Mapping[str, Any]], column: str, where: str) -> list[str]:
+def groups_of(
+    rows: Sequence[Mapping[str, Any]],
+    column: str,
+    where: str,
+    called: str = "GROUP_COLUMN",
+) -> list[str]:
     """The group of each row, as text.
 
     Args:
       rows: column -> value.
       column: the one that holds the group.
       where: the file, for messages.
+      called: what names the column, for messages.
 
     Raises:
       UserError: a row lacks the column or its value, or the column has one value, or so
@@ -39,7 +45,7 @@ def groups_of(rows: Sequence[Mapping[str, Any]], column: str, where: str) -> lis
     for number, row in enumerate(rows, start=1):
         if column not in row:
             raise UserError(
-                f"{where}, row {number}: GROUP_COLUMN={column!r} is no column of it; it "
+                f"{where}, row {number}: {called}={column!r} is no column of it; it "
                 f"has {', '.join(map(str, row))}"
             )
         value = row[column]
@@ -62,6 +68,35 @@ def groups_of(rows: Sequence[Mapping[str, Any]], column: str, where: str) -> lis
             f"{MOST_GROUPS}: name a column of groups"
         )
     return found
+
+
+def cells(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], where: str
+) -> list[str]:
+    """Of each row its values of several columns, such as the group and the label.
+
+    Raises:
+      UserError: see `groups_of`, of each column.
+    """
+    values = [groups_of(rows, column, where, "BALANCE") for column in columns]
+    return ["\t".join(cell) for cell in zip(*values, strict=True)]
+
+
+def balanced(cells: Sequence[Hashable]) -> list[int]:
+    """Places of rows, each at least once, as many of each cell as the largest has.
+
+    Rows of a smaller cell are repeated, none of them more often than its neighbours by
+    two or more.
+
+    >>> balanced(["a", "a", "b", "a"])
+    [0, 1, 2, 3, 2, 2]
+    """
+    places = collections.defaultdict(list)
+    for place, cell in enumerate(cells):
+        places[cell].append(place)
+    most = max(map(len, places.values()), default=0)
+    again = [np.resize(own, most)[len(own) :] for own in places.values()]
+    return [*range(len(cells)), *map(int, np.concatenate(again or [[]]))]
 
 
 def positive_of(labels: Sequence[str] | None, positive: str | None) -> str:

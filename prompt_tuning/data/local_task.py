@@ -6,9 +6,11 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prompt_tuning.data import label_sets, rows, splits
+from prompt_tuning.data import fairness, label_sets, rows, splits
 from prompt_tuning.data.template import Template
 from prompt_tuning.errors import UserError
+
+TRAIN = "train"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,8 @@ class LocalTask:
       vocabulary: a name or path that `vocabularies.load` knows; None is the
         model's own.
       columns: names of the columns of tables whose first line is a row already.
+      balance: columns, such as a group and the label: rows of each combination of their
+        values are drawn equally often from the split `TRAIN`.
     """
 
     files: Mapping[str, str]
@@ -35,6 +39,20 @@ class LocalTask:
     metrics: Sequence[str] = ("accuracy",)
     vocabulary: str | None = None
     columns: Sequence[str] | None = None
+    balance: Sequence[str] | None = None
+
+    def __post_init__(self):
+        if self.balance is not None and (
+            isinstance(self.balance, str) or not self.balance
+        ):
+            raise UserError(
+                f"BALANCE={self.balance!r} must be a list of columns, such as ['label']"
+            )
+        if self.balance and TRAIN not in self.files:
+            raise UserError(
+                f"BALANCE={list(self.balance)!r} is of the split {TRAIN!r}, which is none of "
+                f"{', '.join(self.files)}: leave it out"
+            )
 
     def as_tuned(self, card: Mapping[str, Any]) -> "LocalTask":
         """The task as a prompt was tuned for it: with its template and labels.
@@ -118,6 +136,17 @@ class LocalTask:
                 f"{path} has no rows: give another file for split {split!r}"
             )
         return texts, targets
+
+    def cells(self, split: str) -> list[str] | None:
+        """Of each row what it is balanced by, or None where rows are drawn as they are.
+
+        Raises:
+          UserError: see `fairness.cells`.
+        """
+        if split != TRAIN or not self.balance:
+            return None
+        rows = self.columns_of(split)
+        return fairness.cells(rows, self.balance, self.files[split])
 
     def path(self, split: str) -> str:
         """The file of a split, or of a slice of it."""

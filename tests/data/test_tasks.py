@@ -396,6 +396,14 @@ def test_vocabulary_of_a_local_file(local):
         ),
         (TSV, {"vocabulary": "none"}, "no vocabulary is called 'none'"),
         (TSV, {"template": "{sentence"}, "lone '{'"),
+        (TSV, {"balance": "label"}, "must be a list of columns"),
+        (TSV, {"balance": ["sex"]}, "row 1: BALANCE='sex' is no column of it; it has"),
+        (TSV + "good\t\n", {"balance": ["label"]}, "label '' is none of"),
+        (
+            "sentence\tlabel\ndull\t0\n",
+            {"balance": ["label"]},
+            "'label' has only the value '0': there is nothing to compare",
+        ),
     ],
 )
 def test_local_file_mistakes(local, text, options, message):
@@ -403,6 +411,40 @@ def test_local_file_mistakes(local, text, options, message):
         local(text, **options)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+PEOPLE = "sentence\tsex\tlabel\n" + "".join(
+    f"text {number}\t{sex}\t{label}\n"
+    for number, (sex, label) in enumerate(
+        [*[("f", 0)] * 6, *[("f", 1)] * 2, ("m", 0), *[("m", 1)] * 4]
+    )
+)
+
+
+@pytest.mark.parametrize("split, rows", [("train", 24), ("train[4:]", 16)])
+def test_each_group_and_label_is_drawn_equally_often(local, split, rows):
+    """Of a slice as of the whole; every row, whose repeats differ by one at most."""
+    task = local(PEOPLE, balance=["sex", "label"])
+    drawn = [
+        row["inputs_pretokenized"].decode() for row in first_rows(task.name, split, 99)
+    ]
+    first = 4 if "[" in split else 0
+    assert len(drawn) == rows and set(drawn) == {f"text {i}" for i in range(first, 13)}
+    cells = [range(first, 6), range(6, 8), range(8, 9), range(9, 13)]
+    for cell in cells:
+        times = [drawn.count(f"text {i}") for i in cell]
+        assert sum(times) == rows / 4 and max(times) - min(times) <= 1
+
+
+def test_other_splits_are_measured_as_they_are(tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text(PEOPLE)
+    with pytest.raises(UserError, match="BALANCE=.* is of the split 'train', which is"):
+        LocalTask({"test": str(path)}, "{sentence}", balance=["sex"])
+    both = LocalTask(
+        {"train": str(path), "test": str(path)}, "{sentence}", balance=["sex"]
+    )
+    assert both.cells("test") is None and both.cells("train") == [*"ffffffffmmmmm"]
 
 
 def test_names_of_local_tasks(tmp_path):
