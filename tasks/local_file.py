@@ -10,6 +10,7 @@ import tensorflow as tf
 from prompt_tuning import report
 from prompt_tuning.data import examples, reach
 from prompt_tuning.data import metrics as task_metrics
+from prompt_tuning.data.feature_converter import GROUP_INDEX
 from prompt_tuning.data.local_task import TRAIN, LocalTask
 from prompt_tuning.data.template import Positions
 from prompt_tuning.errors import UserError
@@ -53,8 +54,16 @@ def register(
     return register_task(name, task)
 
 
-def register_task(name: str, local: LocalTask) -> seqio.Task:
+def register_task(
+    name: str, local: LocalTask, group_column: str | None = None
+) -> seqio.Task:
     """Reads the files and registers them as ``name``, in place of an earlier one.
+
+    Args:
+      name: of the task.
+      local: the files.
+      group_column: the column whose values are the groups of the rows of `TRAIN`; they
+        get the feature `GROUP_INDEX`.
 
     Raises:
       UserError: nothing names a vocabulary, another task has the name, a file or the template is wrong (see
@@ -72,7 +81,7 @@ def register_task(name: str, local: LocalTask) -> seqio.Task:
     output_features = features.output_features(local.vocabulary)
     for label in local.labels or ():
         _check_reach(name, label, output_features["targets"].vocabulary)
-    splits = {split: _columns(local, split) for split in local.files}
+    splits = {split: _columns(local, split, group_column) for split in local.files}
     for split, columns in splits.items():
         task_metrics.check_targets(
             local.metrics, columns["targets"], local.files[split]
@@ -119,11 +128,15 @@ def _check_reach(name: str, label: str, vocabulary: seqio.Vocabulary) -> None:
     reach.check_label(label, vocabulary)
 
 
-def _columns(local: LocalTask, split: str) -> sources.Columns:
+def _columns(local: LocalTask, split: str, group_column: str | None) -> sources.Columns:
     texts, targets = local.read(split)
     cells = local.cells(split)
-    balance = {} if cells is None else {_CELL: cells}
-    return {"texts": texts, "targets": targets, **balance}
+    columns = {"texts": texts, "targets": targets}
+    if cells is not None:
+        columns[_CELL] = cells
+    if group_column is not None and split == TRAIN:
+        columns[GROUP_INDEX] = local.group_indices(split, group_column)
+    return columns
 
 
 def _tokenize(
@@ -146,7 +159,9 @@ def _tokenize(
             for part in parts
         ]
         targets = output_features["targets"].vocabulary.encode_tf(row["targets"])
+        group = {GROUP_INDEX: row[GROUP_INDEX]} if GROUP_INDEX in row else {}
         return {
+            **group,
             "inputs_pretokenized": tf.strings.join(texts, separator=" "),
             "inputs": tf.concat(inputs, axis=0),
             "targets_pretokenized": row["targets"],

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from prompt_tuning.data import buckets, examples
-from prompt_tuning.data.feature_converter import PromptFeatureConverter
+from prompt_tuning.data.feature_converter import GROUP_INDEX, PromptFeatureConverter
 from prompt_tuning.data.length_report import LengthReport
 from prompt_tuning.data.split_lengths import length_report
 from prompt_tuning.data.template import Placement
@@ -69,7 +69,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
 def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:  # [b, ...] -> [rows, ...]
     """Fills a last batch up with rows of zeros, so that one shape is compiled."""
-    return np.pad(array, ((0, rows - len(array)), (0, 0)))
+    return np.pad(array, ((0, rows - len(array)), *[(0, 0)] * (array.ndim - 1)))
 
 
 def trim(
@@ -110,6 +110,7 @@ def load(
     shard_info: tuple[int, int] = (0, 1),
     examples_to_check: int = 10_000,
     edges: Sequence[int] = (),
+    groups: bool = False,
 ) -> Batches:
     """Batches of a task or mixture.
 
@@ -133,6 +134,7 @@ def load(
       edges: lengths that the encoder's rows may have, the last of them the full one.
         Each batch, over all processes, is padded to the smallest that its longest row
         fits in; none pads to the full length.
+      groups: whether batches have the `GROUP_INDEX` of their rows.
 
     Returns:
       An iterator of dicts: ``encoder_input_tokens`` [B, T + P], and [B, S]
@@ -149,7 +151,7 @@ def load(
         )
     provider = examples.find(name, module)
     converter = make_converter(
-        provider, task_feature_lengths, prompts, vocab_size, placement, pack
+        provider, task_feature_lengths, prompts, vocab_size, placement, pack, groups
     )
     report = None
     if examples_to_check:
@@ -159,7 +161,8 @@ def load(
     ds = examples.examples(
         provider, split, task_feature_lengths, shuffle, seed, num_epochs
     )
-    ds = converter(ds, {key: task_feature_lengths[key] for key in FEATURES})
+    lengths = {key: task_feature_lengths[key] for key in FEATURES}
+    ds = converter(ds, lengths | ({GROUP_INDEX: 1} if groups else {}))
     ds = ds.batch(batch_size)
     ds = ds.skip(start_batch).prefetch(tf.data.AUTOTUNE)
     return Batches(ds, name, batch_size, start_batch, shard_info, report, edges)
@@ -172,6 +175,7 @@ def make_converter(
     vocab_size: int,
     placement: str = Placement.PREPEND,
     pack: bool = False,
+    groups: bool = False,
 ) -> PromptFeatureConverter:
     """The converter of a task's rows, for the model at hand; arguments as of `load`.
 
@@ -198,5 +202,5 @@ def make_converter(
         )
     eos_id = vocabularies[0].eos_id
     return PromptFeatureConverter(
-        prompts, vocab_size, placement, 1 if eos_id is None else eos_id, pack
+        prompts, vocab_size, placement, 1 if eos_id is None else eos_id, pack, groups
     )

@@ -14,13 +14,12 @@ import numpy as np
 
 from prompt_tuning.data import answer_statistics
 from prompt_tuning.errors import UserError
+from prompt_tuning.network.losses import MOST_GROUPS
 
 ACCURACY = "accuracy"
 POSITIVE_RATE = "positive_rate"
 TRUE_POSITIVE_RATE = "true_positive_rate"
 FIGURES = (ACCURACY, POSITIVE_RATE, TRUE_POSITIVE_RATE)
-# Values of a column beyond these are no groups, but names, dates or texts.
-MOST_GROUPS = 50
 
 
 def groups_of(

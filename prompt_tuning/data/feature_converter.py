@@ -20,6 +20,8 @@ from prompt_tuning.network.prompts import Prompt, virtual_ids
 
 # An optional feature of a row: which of several prompts is its own.
 PROMPT_INDEX = "prompt_index"
+# Another: the number of its group, where the loss compares groups.
+GROUP_INDEX = "group_index"
 
 
 class PromptFeatureConverter(seqio.EncDecFeatureConverter):
@@ -38,6 +40,7 @@ class PromptFeatureConverter(seqio.EncDecFeatureConverter):
         placement: str = Placement.PREPEND,
         eos_id: int = 1,
         pack: bool = False,
+        groups: bool = False,
     ):
         """Takes the prompts in the order of the `PromptBank`.
 
@@ -47,10 +50,17 @@ class PromptFeatureConverter(seqio.EncDecFeatureConverter):
           placement: see `Placement`.
           eos_id: the last text token that survives cutting.
           pack: whether rows hold several examples.
+          groups: whether rows keep their `GROUP_INDEX`, which a packed one cannot.
         """
         # Lengths are checked here, against text tokens; the base class would count
         # virtual ones.
-        super().__init__(pack=pack, apply_length_check=False)
+        kept = {GROUP_INDEX: self.FeatureSpec(dtype=tf.int32, rank=0)}
+        super().__init__(
+            pack=pack,
+            apply_length_check=False,
+            passthrough_features=kept if groups else None,
+        )
+        self._groups = groups
         self._ids = list(virtual_ids(prompts, vocab_size).values())
         self._placement = Placement(placement)
         self._eos_id = eos_id
@@ -114,10 +124,15 @@ class PromptFeatureConverter(seqio.EncDecFeatureConverter):
                 tf.size(targets), targets_length, message=_TARGETS_TOO_LONG
             )
             inputs = cut(example["inputs"], text_length, self._eos_id)
-            return {"inputs": self.insert(inputs, example), "targets": targets}
+            row = {"inputs": self.insert(inputs, example), "targets": targets}
+            if self._groups:
+                row[GROUP_INDEX] = example[GROUP_INDEX]
+            return row
 
         ds = ds.map(insert, num_parallel_calls=tf.data.AUTOTUNE)
-        return super()._convert_features(ds, self._row_lengths(task_feature_lengths))
+        lengths = self._row_lengths(task_feature_lengths)
+        lengths.pop(GROUP_INDEX, None)  # A number is not filled up.
+        return super()._convert_features(ds, lengths)
 
     def insert(self, inputs: tf.Tensor, example: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Puts virtual ids into one example's cut inputs."""

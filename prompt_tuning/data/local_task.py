@@ -148,6 +148,16 @@ class LocalTask:
         rows = self.columns_of(split)
         return fairness.cells(rows, self.balance, self.files[split])
 
+    def group_indices(self, split: str, column: str) -> list[int]:
+        """Of each row the number of its group, in the order in which groups appear.
+
+        Raises:
+          UserError: see `fairness.groups_of`.
+        """
+        found = fairness.groups_of(self.columns_of(split), column, self.files[split])
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(found))}
+        return [numbers[group] for group in found]
+
     def path(self, split: str) -> str:
         """The file of a split, or of a slice of it."""
         return self.files[splits.name_of(split)]

@@ -20,6 +20,8 @@ NORMALIZING_FACTORS = (
 # What labels may be taught by, where they are compared as wholes.
 LABEL_LOSSES = CROSS_ENTROPY, PERCEPTRON = "cross_entropy", "perceptron"
 LOWEST = -1e10
+# Values of a column beyond these are no groups, but names, dates or texts.
+MOST_GROUPS = 50
 
 
 def cross_entropy(
@@ -130,6 +132,39 @@ def total(values: Array, batch: Batch, num_prompts: int = 1) -> Array:  # [] or 
     rows = jnp.sum(values, axis=tuple(range(1, values.ndim)))  # [B]
     own = batch["prompt_index"][:, None] == jnp.arange(num_prompts)[None]  # [B, E]
     return jnp.sum(jnp.where(own, rows[:, None], 0), axis=0)
+
+
+def group_gap(
+    values: Array,  # [B]
+    counted: Array,  # [B] bool
+    batch: Batch,
+    num_prompts: int = 1,
+) -> Array:  # [] or [E]
+    """How far the means of groups of rows lie apart: the variance of these means.
+
+    That of the risks of groups is what V-REx adds to a loss (Krueger et al. 2021,
+    https://arxiv.org/abs/2003.00688, section 3.2). A group without rows has no part in it.
+
+    Args:
+      values: of each row.
+      counted: which rows have a value.
+      batch: ``group_index`` [B] is below `MOST_GROUPS`; see `total` for the rest.
+      num_prompts: see `total`.
+    """
+    rows = counted[:, None] & (
+        batch["group_index"][:, None] == jnp.arange(MOST_GROUPS)[None]
+    )  # [B, G]
+    by_group = lambda x: jax.vmap(
+        lambda column: total(column, batch, num_prompts), in_axes=1, out_axes=-1
+    )(x)
+    counts = by_group(rows.astype(jnp.float32))  # [..., G]
+    sums = by_group(jnp.where(rows, values[:, None], 0.0))
+    means, there = sums / jnp.maximum(counts, 1.0), counts > 0
+    seen = jnp.sum(there.astype(jnp.float32), axis=-1, keepdims=True)
+    groups = jnp.maximum(seen, 1.0)
+    middle = jnp.sum(means, axis=-1, keepdims=True) / groups
+    apart = jnp.where(there, jnp.square(means - middle), 0.0)
+    return jnp.sum(apart, axis=-1) / groups[..., 0]
 
 
 def weights_and_divisor(

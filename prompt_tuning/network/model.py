@@ -47,7 +47,7 @@ class Model:
     ``encoder_segment_ids`` [B, T] and ``decoder_segment_ids`` [B, S]. Where its rows
     belong to several of E members it also holds ``prompt_index`` [B] and
     ``targets_length`` [B] (see `losses.total`); for a ``label_loss``, ``label_tokens``
-    [B, C, S], each row's labels, padded with 0.
+    [B, C, S], each row's labels, padded with 0; for a ``gap_weight``, ``group_index`` [B].
 
     Attributes:
       network: the Transformer, which names the prompts.
@@ -59,6 +59,8 @@ class Model:
       label_loss: None is the cross entropy of target tokens; else rows are taught by
         comparing their labels as wholes, one of `losses.LABEL_LOSSES`.
       hinge: see `losses.over_labels`.
+      gap_weight: of the gap between groups of rows (see `losses.group_gap`), in units of
+        the loss of a target token, or of a row for a ``label_loss``.
       mean_scores: whether labels are compared by the mean over their tokens.
       max_logit_bytes: the most logits that loss and scores hold at a time on a device,
         if one position of all rows is no more than that.
@@ -71,6 +73,7 @@ class Model:
     members: tuple[str, ...] = ()
     label_loss: str | None = None
     hinge: float = 0.2
+    gap_weight: float = 0.0
     mean_scores: bool = False
     max_logit_bytes: int = LOGIT_BYTES
 
@@ -177,7 +180,8 @@ class Model:
           configured), ``token_loss`` (the plain sum over target tokens), ``correct``
           (tokens predicted right) and ``weight`` (target tokens). Of a batch that
           several prompts share, each metric is [E] and the loss their sum. A
-          ``label_loss`` has rows in place of target tokens, and no z-loss.
+          ``label_loss`` has rows in place of target tokens, and no z-loss. The gap
+          between groups is in the scalar and in no metric.
         """
         if self.label_loss is not None:
             return self._loss_over_labels(params, batch, dropout_rng, divisor)
@@ -213,7 +217,9 @@ class Model:
         if divisor is None:
             _, divisor = losses.weights_and_divisor(batch, self.loss_normalizing_factor)
         loss = total(row_loss) / divisor
-        return jnp.sum(loss), {
+        scale = total(counted.astype(jnp.float32)) / divisor
+        gap = self._gap(row_loss, counted, scale, batch)
+        return jnp.sum(loss + gap), {
             "loss": loss,
             "z_loss": jnp.zeros_like(loss),
             "token_loss": total(row_loss),
@@ -250,13 +256,23 @@ class Model:
         divisor = own_divisor if divisor is None else divisor
         loss = total(token_loss * weights) / divisor
         counted = weights > 0
-        return jnp.sum(loss), {
+        of_rows = jnp.sum(weights, axis=-1)
+        row_loss = jnp.sum(token_loss * weights, axis=-1) / jnp.maximum(of_rows, 1e-9)
+        gap = self._gap(row_loss, of_rows > 0, total(weights) / divisor, batch)
+        return jnp.sum(loss + gap), {
             "loss": loss,
             "z_loss": total(token_z_loss * weights) / divisor,
             "token_loss": total(token_loss * counted.astype(jnp.float32)),
             "correct": total(correct & counted),
             "weight": total(counted),
         }
+
+    def _gap(self, row_loss: Array, counted: Array, scale: Array, batch: Batch):
+        """What the groups of a batch add to its loss: [] or [E], or 0."""
+        if not self.gap_weight:
+            return 0.0
+        gap = losses.group_gap(row_loss, counted, batch, len(self.owners))
+        return self.gap_weight * scale * gap
 
     def score(self, params: Params, batch: Batch) -> Array:  # [B]
         """Log-likelihood of every row's targets (for rank classification)."""

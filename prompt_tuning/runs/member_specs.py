@@ -13,7 +13,9 @@ import optax
 
 from prompt_tuning import values
 from prompt_tuning.checkpoints import adapter_file, prompt_file
+from prompt_tuning.data import splits
 from prompt_tuning.data.label_sets import SUM
+from prompt_tuning.data.local_task import TRAIN
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import registry
 from prompt_tuning.methods.method import Method
@@ -219,6 +221,46 @@ def _optimizer_at(
             "that makes the optimizer of it"
         )
     return settings.optimizer_at(rate)
+
+
+def check_groups(settings: Settings, spec: MemberSpec) -> None:
+    """Refuses groups that a member's batches cannot tell, or that do nothing.
+
+    Raises:
+      UserError: see there.
+    """
+    weight, data = settings.objective.gap_weight, spec.data
+    column = data.group_column if isinstance(data, Data) else None
+    local = data.local_task if isinstance(data, Data) else None
+    balanced = None if local is None else local.balance
+    if (column or balanced) and splits.name_of(data.train_split) != TRAIN:
+        called = f"GROUP_COLUMN={column!r}" if column else f"BALANCE={balanced!r}"
+        raise UserError(
+            f"{called} is of the rows of {TRAIN!r}, and TRAIN_SPLIT is "
+            f"{data.train_split!r}: call its file {TRAIN!r} in TASK_FILES"
+        )
+    if column is None:
+        if weight:
+            raise UserError(
+                f"GAP_WEIGHT={weight} is of groups: name the column of your files that "
+                "holds them in GROUP_COLUMN"
+            )
+    elif not weight:
+        raise UserError(
+            f"GROUP_COLUMN={column!r} does nothing in training without GAP_WEIGHT: "
+            "give a weight, such as 1, or leave it out"
+        )
+    elif local is None:
+        raise UserError(
+            f"GROUP_COLUMN={column!r} is a column of local files, and "
+            f"{data.mixture_or_task_name} is a registered task: leave it out"
+        )
+    elif data.pack or settings.num_microbatches > 1:
+        cut = "PACK=True" if data.pack else "NUM_MICROBATCHES"
+        raise UserError(
+            f"GAP_WEIGHT compares groups over all rows of a batch, and {cut} leaves no "
+            "such rows: leave one out"
+        )
 
 
 def identity(spec: MemberSpec, content: Mapping[str, str]) -> dict[str, Any]:

@@ -116,6 +116,7 @@ class Data:
       eval_split: split that chooses the best step; None keeps the last step.
       pack: several examples a row.
       label_scores: how labels are compared, one of `label_sets.SCORES`.
+      group_column: of local files, the column that holds each row's group.
     """
 
     mixture_or_task_name: str
@@ -126,6 +127,7 @@ class Data:
     eval_split: str | None = "validation"
     pack: bool = False
     label_scores: str = label_sets.SUM
+    group_column: str | None = None
     without_evaluation: ClassVar[str] = "EVAL_SPLIT=None tunes without one"
 
     @property
@@ -166,6 +168,7 @@ class Data:
             placement,
             models_vocabulary,
             self.label_scores,
+            self.group_column,
         )
 
 
@@ -202,6 +205,8 @@ class Objective:
       label_loss: None teaches target tokens; 'cross_entropy' or 'perceptron' compares a
         task's labels as wholes.
       hinge: by how much the perceptron wants the right label to be the best.
+      gap_weight: weight of the gap between the groups of ``Data.group_column``, see
+        `losses.group_gap`.
     """
 
     z_loss: NonNegativeFloat = 1e-4
@@ -209,6 +214,7 @@ class Objective:
     loss_normalizing_factor: str | float | None = None
     label_loss: str | None = None
     hinge: NonNegativeFloat = 0.2
+    gap_weight: NonNegativeFloat = 0.0
 
     def __post_init__(self):
         if self.label_loss is None:
@@ -234,6 +240,8 @@ class Objective:
             del values["label_loss"]
         if self.label_loss != PERCEPTRON:
             del values["hinge"]
+        if not self.gap_weight:
+            del values["gap_weight"]
         return values
 
 

@@ -65,6 +65,7 @@ class TaskData:
         placement: str = "prepend",
         models_vocabulary: Vocabulary | None = None,
         label_scores: str = label_sets.SUM,
+        group_column: str | None = None,
     ):
         """Registers ``local`` files or imports ``module``, and finds the task.
 
@@ -80,6 +81,7 @@ class TaskData:
           models_vocabulary: what the model's checkpoint names, if it does; local files
             that name none are written in it.
           label_scores: how labels are compared, one of `label_sets.SCORES`.
+          group_column: the column of ``local`` files with each row's group.
 
         Raises:
           UserError: see `examples.find` and `batching.make_converter`; the task is
@@ -94,11 +96,11 @@ class TaskData:
                 )
             if local.vocabulary is None and models_vocabulary is not None:
                 local = dataclasses.replace(local, vocabulary=models_vocabulary.name)
-            local_file.register_task(name, local)
+            local_file.register_task(name, local, group_column)
             module = None
         self.label_scores = label_sets.check_scores(label_scores)
         self._name = name
-        self._local = local
+        self._local, self._group_column = local, group_column
         self._lengths = dict(task_feature_lengths)
         self.prompts = tuple(prompts)
         self._vocab_size = vocab_size
@@ -193,14 +195,15 @@ class TaskData:
         The hash of the file, read once, or of the examples that `check` has looked at
         for the same ``pack``.
         """
-        path = None if self._local is None else self._local.files.get(split)
-        if path is None:
+        local = self._local
+        if local is None or split not in local.files:
             return self.check(split, pack=pack).digest
         if split not in self._hashes:
-            with open(path, "rb") as file:
+            with open(local.files[split], "rb") as file:
                 digest = hashlib.file_digest(file, "sha256")
-            # Whatever decides which of its rows are drawn, too.
-            digest.update("\n".join(self._local.cells(split) or ()).encode())
+            # What decides which of its rows are drawn, and how, too.
+            parts = [*(local.cells(split) or ()), self._group_column or ""]
+            digest.update("\n".join(parts).encode())
             self._hashes[split] = digest.hexdigest()
         return self._hashes[split]
 
@@ -257,6 +260,7 @@ class TaskData:
             shard_info=(jax.process_index(), jax.process_count()),
             examples_to_check=0,
             edges=edges,
+            groups=self._group_column is not None,
         )
 
     def evaluator(

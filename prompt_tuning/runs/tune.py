@@ -142,6 +142,8 @@ def plan(settings: Settings) -> Plan:
             "LABEL_LOSS compares the labels of whole rows, and PACK=True puts several "
             "examples into each: leave one out"
         )
+    for spec in members:
+        member_specs.check_groups(settings, spec)
     trackers.named(settings.trackers)
     if len(members) == 1:
         # The rows of several are filled up to what the devices share.

@@ -13,10 +13,11 @@ import seqio
 import tensorflow_datasets as tfds
 
 import prompt_tuning.tasks  # noqa: F401  (registers the tasks)
-from prompt_tuning.data import examples, metrics
+from prompt_tuning.data import batching, examples, metrics
 from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.data.template import WHOLE_PROMPT, Template
 from prompt_tuning.errors import UserError
+from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.tasks import features, labels, local_file, rotten_tomatoes
 
 LENGTHS = {"inputs": 64, "targets": 4}
@@ -434,6 +435,37 @@ def test_each_group_and_label_is_drawn_equally_often(local, split, rows):
     for cell in cells:
         times = [drawn.count(f"text {i}") for i in cell]
         assert sum(times) == rows / 4 and max(times) - min(times) <= 1
+
+
+def test_rows_keep_the_number_of_their_group(tmp_path):
+    """Through shuffling and balancing, in the order in which groups appear."""
+    path = tmp_path / "rows.tsv"
+    path.write_text(PEOPLE)
+    task = LocalTask(
+        {"train": str(path)}, "{sentence}", vocabulary="mini", balance=["sex", "label"]
+    )
+    local_file.register_task("test_tasks_people", task, "sex")
+    try:
+        batches = batching.load(
+            "test_tasks_people",
+            split="train",
+            task_feature_lengths={"inputs": 8, "targets": 4},
+            prompts=(Prompt("task", 2),),
+            vocab_size=8192,
+            batch_size=24,
+            groups=True,
+        )
+        batch = next(batches)
+    finally:
+        seqio.TaskRegistry.remove("test_tasks_people")
+        local_file._REGISTERED.discard("test_tasks_people")
+    decode = features.vocabulary("mini").decode
+    numbers = [
+        int(decode([i for i in row.tolist() if i < 8192]).split()[1])
+        for row in batch["encoder_input_tokens"]
+    ]
+    assert {int(number >= 8) for number in numbers} == {0, 1}
+    assert batch["group_index"].tolist() == [int(number >= 8) for number in numbers]
 
 
 def test_other_splits_are_measured_as_they_are(tmp_path):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses: against numpy on numbers, and every way of dividing on a known batch."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,3 +176,57 @@ def test_rows_without_labels_have_finite_gradients(kind):
     right = np.zeros((1, 2), bool)
     grad = jax.grad(lambda s: losses.over_labels(s, right, kind, 0.2).sum())(scores)
     assert np.isfinite(grad).all()
+
+
+# Groups of rows.
+
+
+def test_the_gap_is_the_variance_of_the_groups_means():
+    """Rows without targets have no part in it, nor have groups without rows."""
+    values = jnp.array([1.0, 3.0, 7.0, 9.0, 100.0])
+    counted = jnp.array([True, True, True, True, False])
+    batch = {"group_index": jnp.array([0, 0, 7, 49, 3])}
+    gap = losses.group_gap(values, counted, batch)
+    assert gap == pytest.approx(np.var([2.0, 7.0, 9.0]))
+    same = {"group_index": jnp.array([2, 2, 2, 2, 3])}
+    assert losses.group_gap(values, counted, same) == 0
+
+
+def test_the_gap_of_each_prompt_is_that_of_its_own_rows():
+    values = jnp.array([1.0, 3.0, 7.0, 2.0, 2.0, 6.0])
+    groups = jnp.array([0, 1, 1, 0, 4, 4])
+    index = jnp.array([0, 1, 0, 1, 1, 0])
+    counted = jnp.ones(6, bool)
+    batch = {"group_index": groups, "prompt_index": index}
+    found = losses.group_gap(values, counted, batch, 2)
+    for prompt in (0, 1):
+        own = np.flatnonzero(index == prompt)
+        alone = losses.group_gap(
+            values[own], counted[own], {"group_index": groups[own]}
+        )
+        assert found[prompt] == pytest.approx(float(alone))
+
+
+@pytest.mark.parametrize("factor", [None, "AVERAGE_PER_SEQUENCE"])
+def test_the_gap_is_added_to_the_loss_and_to_no_metric(
+    factor, tiny_model, tiny_params, tiny_batch
+):
+    batch = {**tiny_batch, "group_index": jnp.array([0, 1, 1])}
+    plain = dataclasses.replace(tiny_model, loss_normalizing_factor=factor)
+    loss, metrics = plain.loss(tiny_params, batch)
+    rows = [
+        plain.loss(
+            tiny_params, {key: array[i : i + 1] for key, array in batch.items()}
+        )[1]
+        for i in range(3)
+    ]
+    # Per target token, with its z-loss, as the loss itself has it.
+    z_loss, smoothing = plain.z_loss, plain.label_smoothing
+    assert not smoothing and z_loss
+    means = [float(row["token_loss"]) / float(row["weight"]) for row in rows]
+    gap = np.var([means[0], (means[1] + means[2]) / 2])
+    # AVERAGE_PER_SEQUENCE divides by the rows, which then weigh as much.
+    scale = 1.0 if factor else float(metrics["weight"])
+    with_gap, same = dataclasses.replace(plain, gap_weight=0.5).loss(tiny_params, batch)
+    assert with_gap - loss == pytest.approx(0.5 * scale * gap, rel=1e-3)
+    assert jax.tree.all(jax.tree.map(lambda a, b: a == b, same, metrics))

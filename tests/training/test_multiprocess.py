@@ -490,7 +490,14 @@ def test_a_model_cut_over_two_processes(arguments, tmp_path):
     )
     # Also says that the model has the same fingerprint.
     found = (cut / "eval/results.json").read_text().replace(str(cut), str(whole))
-    assert found == (whole / "eval/results.json").read_text()
+    expected = (whole / "eval/results.json").read_text()
+
+    def same(value, other):
+        # Sums over two devices round otherwise, and calibration is of such sums.
+        floats = isinstance(other, float)
+        assert value == (pytest.approx(other, rel=1e-5) if floats else other)
+
+    jax.tree.map(same, json.loads(found), json.loads(expected))
 
 
 @pytest.mark.parametrize(
