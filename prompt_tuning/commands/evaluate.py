@@ -42,7 +42,7 @@ def evaluate(
     mixture_or_task_name: str,
     task_feature_lengths: FeatureLengths,
     prompt_file: str | Sequence[str] | None = None,
-    combine: str = "vote",
+    combine: str | None = None,
     mixture_or_task_module: str | None = None,
     local_task: LocalTask | None = None,
     split: str = "test",
@@ -69,7 +69,8 @@ def evaluate(
       task_feature_lengths: text tokens of ``inputs`` and ``targets``.
       prompt_file: the prompt, or a list of several, which answer together; None for the
         model alone.
-      combine: how one answer is made of those of several prompts (see `ensembles`).
+      combine: how one answer is made of those of several prompts (see `ensembles`);
+        by default by vote.
       mixture_or_task_module: imported to register the task.
       local_task: files to register as the task, if it is not a module's; template,
         labels and vocabulary are those of the prompt.
@@ -107,6 +108,12 @@ def evaluate(
     if prompt_file is not None and not paths:
         raise UserError("PROMPT_FILE lists no prompt: leave it out for the model alone")
     several = len(paths) > 1
+    if combine is not None and not several:
+        raise UserError(
+            f"COMBINE={combine!r} makes one answer of those of several prompts, and here "
+            f"{'is one' if paths else 'is none'}: leave it out"
+        )
+    combine = combine or next(iter(ensembles.RULES))
     if combine not in ensembles.RULES:
         raise UserError(
             f"COMBINE={combine!r} must be one of {', '.join(ensembles.RULES)}"

@@ -30,7 +30,7 @@ from prompt_tuning.methods.method import Method
 from prompt_tuning.runs import identity, rate_trial
 from prompt_tuning.runs import tune as runs
 from prompt_tuning.runs.settings import Base, Settings, Tuning
-from prompt_tuning.training import optimizers
+from prompt_tuning.training import optimizers, prompt_starts
 from prompt_tuning.training.prompt_starts import PromptInit
 from prompt_tuning.training.schedule import Schedule
 from prompt_tuning.training.trackers import Given
@@ -146,7 +146,8 @@ def tune(
       name: what the prompt is called.
       method: what is tuned: the kind of a method, such as 'lora' or 'p_tuning', or one
         with options of its own, such as ``LoRA(rank=4)``.
-      length: positions of the prompt, of methods that have one; 20 by default.
+      length: positions of the prompt, of methods that have one; by default those of a
+        saved prompt that it starts from, else 20.
       init: how it starts (see `prompt_starts.named`), where the method starts from rows;
         by default at the labels, or at common pieces where there are none.
       placement: 'prepend', 'append' or 'after_bos', unless the template places it.
@@ -210,7 +211,7 @@ def tune(
     if length is not None:
         length = checks.whole(length, "length", most=cards.LARGEST)
     elif any(each.has_prompt for each in methods):
-        length = LENGTH
+        length = prompt_starts.length_of(init) or LENGTH
     if init is not None and own_starts:
         raise UserError(
             f"init={init!r} is for prompts that start from rows, and {own_starts[0]} has "

@@ -21,7 +21,7 @@ from prompt_tuning.methods import registry
 from prompt_tuning.methods.method import Method
 from prompt_tuning.runs.identity import describe_init, describe_optimizer
 from prompt_tuning.runs.settings import Data, Settings, TaskSource
-from prompt_tuning.training import prompt_lists
+from prompt_tuning.training import prompt_lists, prompt_starts
 from prompt_tuning.training.prompt_starts import PromptInit
 from prompt_tuning.types import (
     BatchSize,
@@ -110,7 +110,7 @@ def specs(settings: Settings) -> tuple[MemberSpec, ...]:
         method=method,
         data=settings.data,
         batch_size=settings.batch_size,
-        prompt_length=_usual_length(settings) if method.has_prompt else 0,
+        prompt_length=_length(settings, tuning.prompt_init) if method.has_prompt else 0,
         prompt_init=tuning.prompt_init,
         placement=tuning.placement,
         optimizer=tuning.optimizer,
@@ -163,8 +163,13 @@ def _member(
     told = {key: own.get(key) for key in _OF_PROMPTS}
     _refuse_unused(method, told, f"PROMPTS: {variant.name!r}: ")
     own["method"] = method
-    length = own.get("prompt_length", _usual_length(settings))
-    own["prompt_length"] = length if method.has_prompt else 0
+    length = own.get("prompt_length")
+    if length is None and method.has_prompt:
+        # A saved prompt of its own is as long as it is, however long others are.
+        length = prompt_starts.length_of(own.get("prompt_init"))
+        if length is None:
+            length = _length(settings, common.prompt_init)
+    own["prompt_length"] = length or 0
     of_data = {key: own.pop(key) for key in _OF_DATA & own.keys()}
     data = common.data
     if of_data.get("mixture_or_task_name", data.mixture_or_task_name) != (
@@ -182,9 +187,11 @@ def _member(
     )
 
 
-def _usual_length(settings: Settings) -> int:
-    """The length of prompts that have none of their own."""
+def _length(settings: Settings, init: _Start) -> int:
+    """The length of prompts that have none of their own, and start so."""
     given = settings.tuning.prompt_length
+    if given is None:
+        given = prompt_starts.length_of(init)
     return USUAL_LENGTH if given is None else given
 
 

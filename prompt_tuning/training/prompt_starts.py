@@ -119,11 +119,39 @@ def saved_init(path: str | pathlib.Path) -> PromptInit:
       path: the prompt, in any format that `prompt_formats.load` reads.
     """
 
-    def make(table: Array, encode: Encode, unk_id: int) -> Initializer:
-        prompt, _ = prompt_formats.load(path)
-        return initializers.from_saved(prompt)  # pyright: ignore[reportArgumentType]
+    return _Saved(path)
 
-    return make
+
+class _Saved:
+    """The start at a saved prompt, which knows how long it is."""
+
+    def __init__(self, path: str | pathlib.Path):
+        self._path = path
+
+    def __call__(self, table: Array, encode: Encode, unk_id: int) -> Initializer:
+        return initializers.from_saved(self._rows())
+
+    def __repr__(self) -> str:
+        # As runs that stand on disk are known by (see `identity.describe_init`).
+        return f"saved_init(path={self._path})"
+
+    def __len__(self) -> int:
+        return len(self._rows())
+
+    def _rows(self) -> Array:  # [P, H]
+        prompt, _ = prompt_formats.load(self._path)
+        return prompt  # pyright: ignore[reportReturnType]
+
+
+def length_of(init: PromptInit | str | None) -> int | None:
+    """The length of a prompt that starts so, if that says it: a saved prompt's.
+
+    Raises:
+      UserError: the saved prompt cannot be read.
+    """
+    if isinstance(init, str) and init.startswith("saved:"):
+        init = named(init, None)
+    return len(init) if isinstance(init, _Saved) else None
 
 
 def _known_ids(text: str, encode: Encode, unk_id: int) -> list[int]:

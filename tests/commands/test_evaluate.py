@@ -189,6 +189,7 @@ def test_a_search_among_labels_gives_labels(evaluated, prompts, tmp_path):
     [
         ({"combine": "median"}, "COMBINE='median' must be one of vote, mean, best"),
         ({"prompts": [0, 0]}, "two of the prompts are called 'a'"),
+        ({"prompts": [0], "combine": "mean"}, "and here is one: leave it out"),
         ({"prompts": []}, "PROMPT_FILE lists no prompt"),
         ({"labels": None, "combine": "mean"}, "choose one of vote, best"),
         ({"strategy": decoding.Beam}, "several prompts cannot search among labels"),

@@ -165,6 +165,21 @@ def test_free_text_by_an_adapter(base, tmp_path):
     assert set(answer) == {"input", "answer"}
 
 
+def test_a_saved_prompt_says_how_long_what_starts_from_it_is(
+    base, run, splits, tmp_path
+):
+    """Of one prompt and of one of several; another length than its own is refused."""
+    saved = f"saved:{run.save(tmp_path / 'start.safetensors')}"
+    few = {**SMALL, "steps": 1, "learning_rate": 0.1, "length": None}
+    found = pt.tune(base, splits["train"], init=saved, **few)
+    assert len(found.prompt.array) == 3
+    starts = [{"prompt_init": saved}, {"prompt_init": "random", "prompt_length": 2}]
+    both = pt.tune(base, splits["train"], prompts=starts, **few)
+    assert sorted(len(each.array) for each in both.prompts.values()) == [2, 3]
+    with pytest.raises(pt.UserError, match="set PROMPT_LENGTH=3"):
+        pt.tune(base, splits["train"], init=saved, **few | {"length": 5})
+
+
 def test_a_method_without_a_prompt_needs_no_length(base, splits):
     small = {**SMALL, "steps": 1, "learning_rate": 0.01, "method": LoRA(rank=2)}
     with pytest.raises(pt.UserError, match="lora has no prompt, so PROMPT_LENGTH=3"):
