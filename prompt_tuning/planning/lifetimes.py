@@ -140,8 +140,14 @@ def _bodies(eqn: JaxprEqn) -> Iterator[Jaxpr]:
 def _carried(eqn: JaxprEqn) -> slice:
     """Which inputs a loop carries from one iteration to the next."""
     if eqn.primitive.name == "scan":
-        first = eqn.params["num_consts"]
-        return slice(first, first + eqn.params["num_carry"])
+        # JAX's versions keep their numbers under different names. What is scanned over
+        # has an axis more outside of the body than inside; what is carried has not.
+        (body,) = _bodies(eqn)
+        whole = lambda outer, inner: sum(
+            a.aval.shape == b.aval.shape for a, b in zip(outer, inner, strict=True)
+        )
+        end = whole(eqn.invars, body.invars)
+        return slice(end - whole(eqn.outvars, body.outvars), end)
     if eqn.primitive.name == "while":
         return slice(eqn.params["cond_nconsts"] + eqn.params["body_nconsts"], None)
     return slice(0)
