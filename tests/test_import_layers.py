@@ -27,6 +27,7 @@ VOCABULARY = (
     "files",
     "report",
     "plots",
+    "prompt_names",
 )
 FOLDERS = (
     "devices",

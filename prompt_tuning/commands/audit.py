@@ -21,7 +21,7 @@ from prompt_tuning.inference import audits
 from prompt_tuning.inference.audits import Sides
 from prompt_tuning.inference.encoding import TEXT
 from prompt_tuning.inference.engine import Engine
-from prompt_tuning.inference.store import PromptStore, name_of
+from prompt_tuning.inference.store import PromptStore, names_of
 from prompt_tuning.network.transformer import T5Config
 from prompt_tuning.types import (
     ActivationDtype,
@@ -112,12 +112,10 @@ def audit(
     if group_column is not None:
         groups = fairness.groups_of(rows, group_column, input_file)
     swaps = None if swap_file is None else Swaps.read(swap_file)
-    saved: dict[str, Saved] = {}
-    for path in prompt_files:
-        name = name_of(path)
-        if name in saved:
-            raise UserError(f"two of the prompts are called {name!r}: rename one")
-        saved[name] = prompt_formats.load_with_slots(path)
+    saved: dict[str, Saved] = {
+        name: prompt_formats.load_with_slots(path)
+        for path, name in zip(prompt_files, names_of(prompt_files), strict=True)
+    }
     sides = {
         name: None if groups is None else _sides(local, one, groups, positive_label)
         for name, one in saved.items()

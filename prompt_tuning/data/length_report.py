@@ -13,6 +13,14 @@ import numpy as np
 from prompt_tuning.data import buckets
 
 
+def told_of_cut(count: int, which: str, room: int, longest: int) -> str:
+    """Says that inputs are cut: how many, of which, to how many tokens."""
+    return (
+        f"{count} {which} lose their end: they are longer than {room} tokens (the "
+        f"longest has {longest})"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Fill:
     """How much of the rows is tokens; the rest is padding.
@@ -58,12 +66,11 @@ class LengthReport:
         """One line for the user, if any inputs lose their end; ``room`` is its name."""
         if not self.inputs_cut:
             return None
-        return (
-            f"{self.inputs_cut} of {'' if self.complete else 'the first '}"
-            f"{self.examples} inputs lose their end: they are longer than "
-            f"{self.inputs_length} tokens (the longest has {self.longest_inputs}); "
-            f"raise {room} to keep them whole"
+        seen = f"of {'' if self.complete else 'the first '}{self.examples} inputs"
+        said = told_of_cut(
+            self.inputs_cut, seen, self.inputs_length, self.longest_inputs
         )
+        return f"{said}; raise {room} to keep them whole"
 
     def edges(self, batch_size: int) -> tuple[int, ...]:
         """The few lengths that batches of this split are padded to, ascending.

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-from prompt_tuning.data import label_sets, reach
+from prompt_tuning.data import label_sets, length_report, reach
 from prompt_tuning.errors import UserError
 
 FAULT, WARNING = "fault", "warning"
@@ -128,13 +128,13 @@ def _of_split(
             f"{count} targets of {split} are longer than {room['targets']} tokens, the "
             f"longest has {longest}: raise TASK_FEATURE_LENGTHS['targets']",
         )
-    cut = sum(row.input_tokens > room.get("inputs", row.input_tokens) for row in rows)
-    if cut:
-        yield Finding(
-            WARNING,
-            f"{cut} inputs of {split} lose their end: they are longer than "
-            f"{room['inputs']} tokens",
+    longest = max(row.input_tokens for row in rows)
+    if longest > room.get("inputs", longest):
+        cut = sum(row.input_tokens > room["inputs"] for row in rows)
+        said = length_report.told_of_cut(
+            cut, f"inputs of {split}", room["inputs"], longest
         )
+        yield Finding(WARNING, said)
     for name, texts in [
         ("inputs", [row.inputs for row in rows]),
         ("targets", [row.target for row in rows]),

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from prompt_tuning import files, report
+from prompt_tuning import files, prompt_names, report
 from prompt_tuning.checkpoints import adapter_file, cards, prompt_file, prompt_formats
 from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.data import vocabularies
@@ -174,10 +174,7 @@ class PromptStore:
         """
         name = prompt.name
         with self._names_lock:
-            if name in self._names:
-                raise UserError(
-                    f"there is a prompt {name!r} already: remove it, or use another name"
-                )
+            prompt_names.check_free(name, self._names)
             self._names[name] = prompt
             self._refused.pop(name, None)
         return prompt
@@ -347,6 +344,19 @@ def _prompts_below(
                 yield f"{path.name}.{name_of(prompt)}", prompt
         else:
             yield name_of(path), path
+
+
+def names_of(paths: Sequence[files.Path]) -> list[str]:
+    """The names of prompts that are to be told apart, by their paths (see `name_of`).
+
+    Raises:
+      UserError: two have one name.
+    """
+    names = [name_of(path) for path in paths]
+    prompt_names.check_different(
+        names, "the prompts", "they are called by their files or folders, so rename one"
+    )
+    return names
 
 
 def name_of(path: files.Path) -> str:

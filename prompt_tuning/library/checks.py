@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prompt_tuning.data.rows import is_text
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import registry
 from prompt_tuning.methods.method import Method
@@ -97,11 +96,3 @@ def whole(value: Any, name: str, least: int = 1, most: int = 2**31 - 1) -> int:
     if value > most:
         raise UserError(f"{name}={value!r} must be {most} or less")
     return value
-
-
-def name(given: Any) -> str:
-    """A prompt's name."""
-    sound = isinstance(given, str) and given.strip(" .") and "/" not in given
-    if not sound or not is_text(given):
-        raise UserError(f"name={given!r} must be a word that files can be called by")
-    return given

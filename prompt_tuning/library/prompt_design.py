@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning import files, report
+from prompt_tuning import files, prompt_names, report
 from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.data import label_sets
 from prompt_tuning.data.label_sets import LabelNames
 from prompt_tuning.data.template import Template
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference import prompt_view
-from prompt_tuning.library import checks, models, rows
+from prompt_tuning.library import models, rows
 from prompt_tuning.library.memory_task import VALIDATION
 from prompt_tuning.library.rows import TEXT, Rows
 from prompt_tuning.library.tuned_prompt import TunedPrompt
@@ -119,10 +119,7 @@ def search(
     candidates = _verbalizers(names, verbalizers)
     words = list(dict.fromkeys(word for each in candidates for word in each))
     for template in templates:
-        if any(not isinstance(p, tuple) for p in Template.parse(template).parts):
-            raise UserError(
-                f"template {template!r} has a place for a soft prompt: leave it out"
-            )
+        check_template(template)
     asked = [
         rows.read(
             validation,
@@ -180,8 +177,20 @@ def search(
         "versions": report.versions(),
     }
     nothing = np.zeros((0, base.config.emb_dim), np.float32)
-    prompt = TunedPrompt(checks.name(name), nothing, card)
+    prompt = TunedPrompt(prompt_names.check(name), nothing, card)
     return Design(prompt, tuple(found), passes, passes * len(words))
+
+
+def check_template(template: str) -> None:
+    """Refuses a template of words that leaves room for virtual tokens.
+
+    Raises:
+      UserError: it does, or is no template.
+    """
+    if any(not isinstance(part, tuple) for part in Template.parse(template).parts):
+        raise UserError(
+            f"template {template!r} has a place for a soft prompt: leave it out"
+        )
 
 
 def few_shot(

@@ -10,7 +10,7 @@ from typing import Any
 
 import optax
 
-from prompt_tuning import files, plots, report
+from prompt_tuning import files, plots, prompt_names, report
 from prompt_tuning.checkpoints import cards
 from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.data import label_sets
@@ -191,7 +191,7 @@ def tune(
         task_metrics.check_targets(metrics, splits[VALIDATION].answers, VALIDATION)
         rows.warn_of_shared(splits[TRAIN], splits[VALIDATION])
     task = MemoryTask(
-        checks.name(name),
+        prompt_names.check(name),
         splits,
         vocabulary,
         labels=names,

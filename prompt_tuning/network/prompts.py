@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prompt_tuning import prompt_names
 from prompt_tuning.errors import UserError
 from prompt_tuning.types import Array
 
@@ -40,8 +41,7 @@ class Prompt:
             raise UserError(
                 f"prompt {self.name!r} has length {self.length}; it must be 1 or more"
             )
-        if not self.name or "/" in self.name:
-            raise UserError(f"{self.name!r} cannot name a prompt: use letters, no '/'")
+        prompt_names.check(self.name)
 
 
 class PromptBank(nn.Module):
@@ -76,10 +76,11 @@ def virtual_ids(
     >>> virtual_ids([Prompt("a", 2), Prompt("b", 1)], vocab_size=100)["b"]
     array([102], dtype=int32)
     """
+    prompt_names.check_different(
+        (prompt.name for prompt in prompts), "the prompts", "give each its own name"
+    )
     ids, start = {}, vocab_size
     for prompt in prompts:
-        if prompt.name in ids:
-            raise UserError(f"two prompts are called {prompt.name!r}")
         ids[prompt.name] = np.arange(start, start + prompt.length, dtype=np.int32)
         start += prompt.length
     return ids

@@ -15,7 +15,7 @@ from prompt_tuning.devices import sharding
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference import prompt_evaluation
 from prompt_tuning.inference.prompt_evaluation import Table
-from prompt_tuning.inference.store import PromptStore, name_of
+from prompt_tuning.inference.store import PromptStore, names_of
 from prompt_tuning.methods.method import assemble
 from prompt_tuning.network.adapters import COLLECTION
 from prompt_tuning.network.model import Model
@@ -38,7 +38,7 @@ def read(paths: Sequence[str], base: BaseModel, force: bool) -> dict[str, Saved]
     if not paths:
         return {ALONE: Saved(np.zeros((0, width), np.float32), {})}
     found: dict[str, Saved] = {}
-    for path in paths:
+    for path, name in zip(paths, names_of(paths), strict=True):
         saved = prompt_formats.load_with_slots(path)
         for note in saved.card.get("notes", ()):
             report.say(note)
@@ -47,12 +47,6 @@ def read(paths: Sequence[str], base: BaseModel, force: bool) -> dict[str, Saved]
             raise UserError(
                 f"{path} is a prompt in words, with a template and answers of its own, "
                 "and eval takes those of the task: answer rows with it by infer"
-            )
-        name = name_of(path)
-        if name in found:
-            raise UserError(
-                f"two of the prompts are called {name!r}, by their files or folders: "
-                "rename one"
             )
         found[name] = saved
     return found

@@ -438,7 +438,7 @@ def start(
             make = prompt_starts.named(make, task.labels)
         init = make(table, task.vocabulary.encode, task.vocabulary.unk_id)  # pyright: ignore[reportArgumentType]
         rows = init(key, shape, np.float32)
-    saved = [prompt_formats.load(path)[0] for path in spec.method.reads()]
+    saved = [prompt_starts.rows_of(path, base) for path in spec.method.reads()]
     started = Start(rows, table, base.params, saved)  # pyright: ignore[reportArgumentType]
     leaves = spec.method.init(jax.random.fold_in(key, 1), started)
     return spec.method.place(spec.name, leaves), spec.method.held(started)

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import importlib.resources
 import pathlib
-import re
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,7 +21,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
 
-from prompt_tuning import __version__
+from prompt_tuning import __version__, prompt_names
 from prompt_tuning.checkpoints import prompt_formats
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference.engine import Engine
@@ -37,7 +36,6 @@ from prompt_tuning.serving.requests import Json
 
 # Anyone may see these: they say nothing of what is served.
 OPEN = ("/", "/docs", "/openapi.json", "/healthz")
-NAME = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 
 
 def create(
@@ -105,6 +103,10 @@ def create(
     @app.exception_handler(RefusedError)
     async def refused(_: Request, error: RefusedError) -> Response:
         return requests.error(error)
+
+    @app.exception_handler(prompt_names.NameTakenError)
+    async def taken(_: Request, error: prompt_names.NameTakenError) -> Response:
+        return requests.error(RefusedError(409, str(error)))
 
     @app.exception_handler(UserError)
     async def mistaken(_: Request, error: UserError) -> Response:
@@ -201,12 +203,9 @@ def create(
 
     @app.put("/v1/prompts/{name}", **described["add"])
     async def add(name: str, request: Request) -> Response:
-        if not NAME.fullmatch(name):
-            raise RefusedError(
-                400, "a prompt's name has letters, digits, '.', '_' and '-' only"
-            )
-        if name in engine.store.names():
-            raise RefusedError(409, f"there is a prompt {name!r} already: remove it")
+        prompt_names.check(name)
+        # Before its body is read; `put` asks again.
+        prompt_names.check_free(name, engine.store.names())
         kind = "application/octet-stream"
         async with bodies.read(request, limits.prompt, kind) as data, storing:
             prompt = await run_in_threadpool(_add, name, data)

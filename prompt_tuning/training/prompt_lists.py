@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from prompt_tuning import prompt_names
 from prompt_tuning.errors import UserError
 
 NAME = "name"
@@ -64,20 +65,20 @@ def expand(
             f"{called} names no prompt: give a dict for each, e.g. [{{'seed': [0, 1, 2]}}]"
         )
     differing = _differing([row for _, row in rows], allowed)
-    variants: dict[str, Variant] = {}
+    variants = []
     for entry, row in rows:
         # A mapping that names its one prompt has said all.
         alone = NAME in entry and not any(isinstance(v, list) for v in entry.values())
         parts = [str(row[NAME])] if NAME in row else []
         parts += [_word(key, row[key]) for key in differing if key in row and not alone]
         name = _UNFIT.sub("_", "-".join(parts)).strip("._") or "prompt"
-        if name in variants:
-            raise UserError(
-                f"two of {called} are called {name!r}; give each dict its own 'name'"
-            )
         values = {key: value for key, value in row.items() if key != NAME}
-        variants[name] = Variant(name, values)
-    return tuple(variants.values())
+        prompt_names.check(name, f"{called}: name")
+        variants.append(Variant(name, values))
+    prompt_names.check_different(
+        (each.name for each in variants), called, "give each dict its own 'name'"
+    )
+    return tuple(variants)
 
 
 def _combinations(

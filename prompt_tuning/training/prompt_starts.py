@@ -8,7 +8,10 @@ a path) and wait for the embedding table and the tokenizer.
 import pathlib
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from prompt_tuning.checkpoints import prompt_formats
+from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import initializers
 from prompt_tuning.methods.initializers import PAPER_POPULATION
@@ -152,6 +155,26 @@ def length_of(init: PromptInit | str | None) -> int | None:
     if isinstance(init, str) and init.startswith("saved:"):
         init = named(init, None)
     return len(init) if isinstance(init, _Saved) else None
+
+
+def rows_of(path: str | pathlib.Path, base: BaseModel) -> np.ndarray:
+    """The rows [P, H] of a saved prompt that a method mixes with its own.
+
+    Rows of another model mean nothing to this one, whatever their width. A file without
+    a card, as T5X writes them, cannot say which it is of, and is taken.
+
+    Raises:
+      UserError: there is no prompt, or its card names another model.
+    """
+    array, card = prompt_formats.load(path)
+    of = card.get("base_model") or {}
+    if of.get("fingerprint") not in (None, base.fingerprint):
+        raise UserError(
+            f"{path} was tuned on {of.get('name') or 'another model'} (fingerprint "
+            f"{of['fingerprint'][:12]}), not on this model ({base.fingerprint[:12]}): "
+            "give prompts of this one"
+        )
+    return array
 
 
 def _known_ids(text: str, encode: Encode, unk_id: int) -> list[int]:

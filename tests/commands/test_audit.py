@@ -12,6 +12,7 @@ from prompt_tuning.commands import audit, evaluate
 from prompt_tuning.data import fairness
 from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.errors import UserError
+from prompt_tuning.inference import audits
 from prompt_tuning.inference.engine import Engine
 from prompt_tuning.inference.store import PromptStore
 from prompt_tuning.network.transformer import T5Config
@@ -192,6 +193,27 @@ def test_exit_codes(prompts, people, pronouns, tiny_checkpoint, capsys):
     assert "MAX_GAP has 'acuracy': choose from accuracy" in capsys.readouterr().err
     assert code(*groups, "--max_gap=-1") == 2
     assert "MAX_GAP=-1 must be a number of at least 0" in capsys.readouterr().err
+
+
+def test_a_threshold_on_changed_answers(audited, prompts, pronouns, tmp_path):
+    """A prompt that the pronouns sway: just under its figure, and at it."""
+    array, card = prompt_file.load_prompt(prompts[0])
+    path = str(tmp_path / "swayed.safetensors")
+    prompt_file.save_prompt(path, array, {**card, "labels": ["place", "true"]})
+    options = {"prompt_files": [path], "swap_file": pronouns}
+    found = audited(**options)["prompts"]["swayed"]["counterfactual"]
+    percent = found["percent"]
+    assert found["changed"] > 0 and percent == 100 * found["changed"] / len(PEOPLE)
+    assert audited(**options, max_changed=percent)["over"] == []
+    with pytest.raises(audit.UnfairError, match=f"{audits.CHANGED} of swayed .* > "):
+        audited(**options, max_changed=percent - 0.5)
+    (over,) = json.loads((tmp_path / "audit.json").read_text())["over"]
+    assert over == {
+        "prompt": "swayed",
+        "figure": audits.CHANGED,
+        "value": percent,
+        "limit": percent - 0.5,
+    }
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,13 @@ def test_what_one_split_holds():
                 "TASK_FEATURE_LENGTHS['targets']"
             ),
         ),
-        (WARNING, "1 inputs of train lose their end: they are longer than 4 tokens"),
+        (
+            WARNING,
+            (
+                "1 inputs of train lose their end: they are longer than 4 tokens (the "
+                "longest has 5)"
+            ),
+        ),
         (FAULT, "1 inputs of train are empty"),
         (FAULT, "1 targets of train are empty"),
         (WARNING, "1 inputs of train have more than one target, such as 'b'"),

@@ -21,7 +21,7 @@ def test_ids_lie_end_to_end_after_the_table():
 
 
 def test_two_prompts_of_one_name_are_refused():
-    with pytest.raises(ValueError, match="two prompts are called 'first'"):
+    with pytest.raises(ValueError, match="two of the prompts are called 'first'"):
         virtual_ids([Prompt("first", 1), Prompt("first", 2)], 256)
 
 
@@ -33,7 +33,7 @@ def test_a_prompt_without_positions_is_refused(length):
 
 @pytest.mark.parametrize("name", ["", "a/b"])
 def test_a_name_that_cannot_be_a_leaf_is_refused(name):
-    with pytest.raises(ValueError, match="cannot name a prompt"):
+    with pytest.raises(ValueError, match="must be a word that files can be called by"):
         Prompt(name, 1)
 
 
