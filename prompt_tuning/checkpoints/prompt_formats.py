@@ -106,7 +106,9 @@ def save_as(path: files.Path, saved: Saved, format: str) -> None:
     Raises:
       UserError: see `save`; the format has no place for the adapter.
     """
-    in_words = bool(saved.card.get("verbalizers"))
+    # One for free text has no words of labels, but a template that is all of it.
+    rowless = not len(saved.array) and saved.card.get("template") is not None
+    in_words = bool(saved.card.get("verbalizers")) or rowless
     if not saved.slots and not in_words:
         save(path, saved.array, saved.card, format)
     elif format == "native":

@@ -90,6 +90,13 @@ COMMANDS = {
         rest="prompt_files",
         processes=Processes.ALONE,
     ),
+    "design": Command(
+        "find a prompt in words for a frozen model, by search or from its errors",
+        "commands.design:design",
+        {"design.config": "runs/design.gin"},
+        text="commands.design:table",
+        processes=Processes.ALONE,
+    ),
     "tasks": Command(
         "list tasks, show what a model is given of them, check them",
         "commands.tasks:show_tasks",
