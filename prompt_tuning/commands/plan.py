@@ -18,6 +18,7 @@ from prompt_tuning.devices.topologies import GIB, Topology
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import registry
 from prompt_tuning.methods.method import Method
+from prompt_tuning.network.losses import LABEL_LOSSES
 from prompt_tuning.network.transformer import T5Config
 from prompt_tuning.planning import checks, flops, memory_report
 from prompt_tuning.planning.checks import with_batch
@@ -49,6 +50,7 @@ def plan(
     num_microbatches: PositiveInt = 1,
     step: str = TRAIN,
     num_labels: PositiveInt = 2,
+    label_loss: str | None = None,
     compile_step: bool = True,
     find_largest: bool = True,
     output_file: str | None = None,
@@ -71,7 +73,9 @@ def plan(
       parameter_partitioning_dims: 2 also cuts parameters over the other chips.
       num_microbatches: parts of a batch whose gradients are added up.
       step: 'train', or one of inference: 'rank' the labels, 'decode' an answer.
-      num_labels: labels that are ranked.
+      num_labels: labels that are ranked, or that a ``label_loss`` reads.
+      label_loss: what training compares labels by, one of `losses.LABEL_LOSSES`; None
+        teaches target tokens.
       compile_step: ask the compiler; otherwise the estimate is all there is.
       find_largest: find the largest batch that fits.
       output_file: where to write what is returned, as JSON.
@@ -88,6 +92,11 @@ def plan(
         loading.check_sizes(source, config)
     if step not in STEPS:
         raise UserError(f"STEP={step!r} is not one of {', '.join(map(repr, STEPS))}")
+    if label_loss is not None and (label_loss not in LABEL_LOSSES or step != TRAIN):
+        raise UserError(
+            f"LABEL_LOSS={label_loss!r} must be one of {', '.join(LABEL_LOSSES)}, and is "
+            "of STEP='train' alone"
+        )
     missing = {"inputs", "targets"} - set(task_feature_lengths)
     if missing:
         raise UserError(f"TASK_FEATURE_LENGTHS lacks {' and '.join(sorted(missing))}")
@@ -116,6 +125,7 @@ def plan(
         num_microbatches=num_microbatches,
         step=step,
         num_labels=num_labels,
+        label_loss=label_loss,
     )
     checks.check(work, place)
     results = figures(work, place, compile_step, find_largest)
@@ -146,6 +156,7 @@ def figures(
         "num_partitions": work.num_partitions,
         "parameter_partitioning_dims": work.parameter_partitioning_dims,
         "num_microbatches": work.num_microbatches,
+        "decoders": work.decoders,
         "estimate": _memory(guess, guess.total <= topology.usable_bytes),
         "flops": flops.count(work),
         "peak_tflops": topology.peak_tflops,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Floating point operations of a step, by formula."""
 
-from prompt_tuning.planning.workload import RANK, TRAIN, Workload
+from prompt_tuning.planning.workload import TRAIN, Workload
 
 
 def count(work: Workload) -> dict[str, int]:
@@ -13,7 +13,8 @@ def count(work: Workload) -> dict[str, int]:
     values of the encoder's output, meet the T encoder tokens of a row (prompt and
     padding included), the others of the decoder its S. Attention has no weights: its
     two products of N heads of width D take 4 T^2 N D a row forward and twice that
-    backward. Ranking runs the decoder, those keys and values included, once a label.
+    backward. Ranking, and a loss over labels, run the decoder, those keys and values
+    included, once a label.
     What remat computes again, and elementwise work, does not count.
 
     Returns:
@@ -28,7 +29,7 @@ def count(work: Workload) -> dict[str, int]:
     at_decoder = cfg.num_decoder_layers * (6 * square + mlp)
     at_decoder += cfg.vocab_size * cfg.emb_dim
     memory = cfg.num_decoder_layers * 2 * square
-    runs = work.num_labels if work.step == RANK else 1
+    runs = work.decoders
     tokens = at_encoder * encoder + runs * (memory * encoder + at_decoder * decoder)
     pairs = cfg.num_encoder_layers * encoder**2
     pairs += runs * cfg.num_decoder_layers * decoder * (decoder + encoder)

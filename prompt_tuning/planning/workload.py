@@ -56,7 +56,8 @@ class Workload:
         chips that share no copy.
       num_microbatches: parts of a batch whose gradients are added up.
       step: 'train', 'rank' (the likelihood of every label) or 'decode' (greedily).
-      num_labels: labels that are ranked.
+      num_labels: labels that are ranked, or that a ``label_loss`` reads.
+      label_loss: what training compares labels by; None teaches target tokens.
     """
 
     config: T5Config
@@ -73,6 +74,13 @@ class Workload:
     num_microbatches: int = 1
     step: str = TRAIN
     num_labels: int = 2
+    label_loss: str | None = None
+
+    @property
+    def decoders(self) -> int:
+        """How often the decoder runs for a row: once, or once a label."""
+        of_labels = self.step == RANK or (self.step == TRAIN and self.label_loss)
+        return self.num_labels if of_labels else 1
 
     @property
     def model(self) -> Model:
@@ -80,7 +88,9 @@ class Workload:
         prompts = ()
         if self.prompt_length:
             prompts = (Prompt(MEMBER, self.prompt_length),)
-        return Model(Transformer(self.config, prompts))
+        network = Transformer(self.config, prompts)
+        loss = self.label_loss if self.step == TRAIN else None
+        return Model(network) if loss is None else Model(network, label_loss=loss)
 
     @property
     def program(self) -> Callable[..., Any]:
@@ -233,7 +243,7 @@ def abstract_arguments(
         state = state.replace(tuned={MEMBER: own})
     rows = NamedSharding(mesh, PartitionSpec(sharding.DATA))
     batch = {
-        name: place(leaf, whole if name == "label_tokens" else rows)
+        name: place(leaf, whole if leaf.ndim == 2 and name == "label_tokens" else rows)
         for name, leaf in batch.items()
     }
     return state, trees.map_with_path(by_name, frozen), batch
@@ -277,6 +287,9 @@ def _abstract_batch(work: Workload) -> dict[str, jax.ShapeDtypeStruct]:
             batch[name] = tokens(rows, work.targets)
         weights = jax.ShapeDtypeStruct((rows, work.targets), jnp.float32)
         batch["decoder_loss_weights"] = weights
+        if work.label_loss is not None:
+            # Each row's own, as members of several tasks have them.
+            batch["label_tokens"] = tokens(rows, work.num_labels, work.targets)
     return batch
 
 

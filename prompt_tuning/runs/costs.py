@@ -13,13 +13,15 @@ from prompt_tuning.planning.workload import Workload
 from prompt_tuning.training.usage import Usage
 
 
-def summary(usage: Usage, work: Workload, label_loss: str | None) -> dict[str, Any]:
+def summary(
+    usage: Usage, work: Workload, labels: tuple[int, int] | None
+) -> dict[str, Any]:
     """The cost of a run, of all its members together.
 
     Args:
       usage: what training took.
       work: the step that was planned; batches say how large each one was.
-      label_loss: that of the run; with one there is no formula, and ``flops`` is None.
+      labels: of tasks with labels, how many there are and the tokens of the longest.
 
     Returns:
       ``wall_seconds``, ``processor_seconds``, ``device_seconds``, ``devices``, ``steps``,
@@ -32,12 +34,16 @@ def summary(usage: Usage, work: Workload, label_loss: str | None) -> dict[str, A
         "devices": {"count": jax.device_count(), "kind": jax.devices()[0].device_kind},
         "first_step": usage.first_step,
         "steps": usage.steps,
-        "flops": None if label_loss else training_flops(usage.shapes, work),
+        "flops": training_flops(usage.shapes, work, labels),
         "energy": dict(usage.energy),
     }
 
 
-def training_flops(shapes: Mapping[tuple[int, int, int], int], work: Workload) -> int:
+def training_flops(
+    shapes: Mapping[tuple[int, int, int], int],
+    work: Workload,
+    labels: tuple[int, int] | None = None,
+) -> int:
     """Floating point operations of the training steps (see `planning.flops`).
 
     Evaluations are left out.
@@ -46,12 +52,23 @@ def training_flops(shapes: Mapping[tuple[int, int, int], int], work: Workload) -
       shapes: how many steps had batches of each number of rows, encoder tokens (prompts
         included) and decoder tokens.
       work: model and method.
+      labels: what decoders read in place of targets where ``work`` has a loss over
+        labels: how many there are, and the tokens of the longest.
     """
+    if work.label_loss is None:
+        labels = None
+    if labels is not None:
+        work = dataclasses.replace(work, num_labels=labels[0])
+    own = lambda targets: targets if labels is None else labels[1]
     return sum(
         steps
         * flops.count(
             dataclasses.replace(
-                work, batch_size=rows, inputs=inputs, targets=targets, prompt_length=0
+                work,
+                batch_size=rows,
+                inputs=inputs,
+                targets=own(targets),
+                prompt_length=0,
             )
         )["total"]
         for (rows, inputs, targets), steps in shapes.items()

@@ -2,12 +2,13 @@
 """The tasks of a run's members; what several of them share is made once."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 
 from prompt_tuning import processes, trees
+from prompt_tuning.data import label_sets
 from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference.likelihood import LOG_LIKELIHOOD
@@ -59,6 +60,22 @@ class MemberTasks:
                     )
             self._tasks[key] = task
         return self._tasks[key]
+
+    def label_shape(self, specs: Sequence[MemberSpec]) -> tuple[int, int] | None:
+        """The most labels of any of these members' tasks, and the longest's tokens.
+
+        None where one of them has no label set.
+        """
+        tasks = [self.of(spec) for spec in specs]
+        if not all(task.labels for task in tasks):
+            return None
+        counts, lengths = zip(
+            *(
+                label_sets.label_tokens(t.labels or (), t.vocabulary).shape
+                for t in tasks
+            )
+        )
+        return max(counts), max(lengths)
 
     def fill(self, spec: MemberSpec) -> "Fill":
         """How full a member's rows are; says it once for all whose rows are alike."""

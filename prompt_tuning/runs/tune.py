@@ -172,6 +172,7 @@ def plan(settings: Settings) -> Plan:
         num_partitions=partitioner.mesh.shape[sharding.MODEL],
         parameter_partitioning_dims=partitioner.parameter_partitioning_dims,
         num_microbatches=settings.num_microbatches,
+        label_loss=settings.objective.label_loss,
     )
     checks.check_room(work, topologies.parse(topologies.LOCAL))
     return Plan(settings, members, weights_dtype, work)
@@ -348,8 +349,8 @@ def report_on(
         ]
     )
     outcomes.print_table(rows)
-    one, loss = next(iter(found.values())), loaded.plan.settings.objective.label_loss
-    cost = costs.summary(one.usage, loaded.plan.work, loss)
+    one, members = next(iter(found.values())), loaded.plan.members
+    cost = costs.summary(one.usage, loaded.plan.work, tasks.label_shape(members))
     best = outcomes.best(rows)
     return {**facts, "pace": one.pace, "cost": cost, "best": best, "members": rows}
 
@@ -412,9 +413,8 @@ def write(
     processes.in_first(lambda: costs.count_bytes(results["members"], folder))
     processes.in_first(lambda: files.write_json(folder / report.RESULTS_FILE, results))
     processes.in_first(lambda: plots.learning_curve(folder, results["members"]))
-    processes.in_first(
-        lambda: outcomes.tell_tensorboard(folder, loaded.plan.members, found)
-    )
+    members = loaded.plan.members
+    processes.in_first(lambda: outcomes.tell_tensorboard(folder, members, found))
     return results
 
 

@@ -184,6 +184,11 @@ def test_flops_by_hand():
     memory = 2 * projection * 8
     forward["weights"] += 2 * 2 * (memory + 3 * decoder)
     assert flops.count(rank)["weights"] == forward["weights"]
+    # A loss over labels trains through as many decoders.
+    labels = dataclasses.replace(work, label_loss="cross_entropy", num_labels=2)
+    more = 2 * 4 * (memory + 3 * decoder)
+    assert flops.count(labels)["weights"] == expected["weights"] + more
+    assert labels.decoders == 2 and work.decoders == 1
     tuned = dataclasses.replace(
         work, method=registry.named("model_tuning"), prompt_length=0
     )

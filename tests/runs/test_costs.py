@@ -28,6 +28,12 @@ def test_flops_are_those_of_each_batch_as_it_was():
         dataclasses.replace(WORK, batch_size=rows, inputs=text, targets=3)
     )["total"]
     assert costs.training_flops(shapes, WORK) == 5 * step(8, 5) + 2 * step(4, 13)
+    labels = dataclasses.replace(WORK, label_loss="perceptron")
+    every = dataclasses.replace(labels, batch_size=8, inputs=5, targets=4, num_labels=6)
+    assert (
+        costs.training_flops({(8, 12, 3): 1}, labels, (6, 4))
+        == (flops.count(every)["total"])
+    )
     tuned = dataclasses.replace(WORK, method=registry.named("model_tuning"))
     # Attention aside, a weight that moves costs half as much again.
     more = costs.training_flops({(8, 12, 3): 1}, tuned)
