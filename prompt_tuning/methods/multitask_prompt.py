@@ -6,29 +6,105 @@ A prompt of a task is a shared one times a matrix of rank one, element by elemen
 prompt itself: the start of PEFT, small random numbers, wipes it out.
 
 To carry what several tasks share to another, start from a prompt of all of them (a run
-over their mixture), and tune this from there.
+over their mixture), and tune this from there. Or name prompts that were tuned on these
+tasks as teachers: the shared prompt is then distilled from them while the task is tuned,
+each teacher being the shared prompt times vectors of its own. The paper draws the student's
+logits and hidden states to those of the teacher; here it is the prompts themselves that
+are drawn together, which needs neither the teachers' data nor a second pass of the model.
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 
-from prompt_tuning.methods.method import Leaves, Method, Start
+from prompt_tuning.errors import UserError
+from prompt_tuning.methods.method import HELD, Leaves, Method, Start
 from prompt_tuning.types import Array, Params
 
 
 @dataclasses.dataclass(frozen=True)
 class MultitaskPrompt(Method, kind="multitask_prompt"):
-    """``P + H`` numbers of the task's own and the shared ``P H``."""
+    """``P + H`` numbers of the task's own, as many of each teacher, and the shared ``P H``.
+
+    Attributes:
+      teachers: the files of prompts that are distilled; they must be as long as this one.
+      distillation: weight of the distance to them.
+    """
+
+    teachers: Sequence[str] = ()
+    distillation: float = 0.01
+
+    def __post_init__(self):
+        if isinstance(self.teachers, str):
+            raise UserError(
+                f"MultitaskPrompt.teachers={self.teachers!r} must be a list of files, "
+                f"e.g. ('{self.teachers}',)"
+            )
+        if not self.distillation > 0:
+            raise UserError(
+                f"MultitaskPrompt.distillation={self.distillation} must be above 0: "
+                "leave the teachers out for none"
+            )
+        object.__setattr__(self, "teachers", tuple(self.teachers))
+
+    def reads(self) -> Sequence[str]:
+        """The teachers."""
+        return self.teachers
+
+    def held(self, start: Start) -> Params:
+        """The teachers' rows, [K, P, H].
+
+        Raises:
+          UserError: one has another shape than this prompt.
+        """
+        shape = tuple(start.rows.shape)
+        for name, prompt in zip(self.teachers, start.saved, strict=True):
+            if tuple(prompt.shape) != shape:
+                raise UserError(
+                    f"{name} is a prompt of {list(prompt.shape)}, where this one is "
+                    f"{list(shape)}: take teachers of this model and of PROMPT_LENGTH"
+                )
+        if not self.teachers:
+            return {}
+        return {"teachers": jnp.stack([jnp.asarray(each) for each in start.saved])}
 
     def init(self, key: Array, start: Start) -> Leaves:
-        """The rows are the shared prompt; the task's vectors are ones."""
+        """The rows are the shared prompt; the vectors of task and teachers are ones."""
         del key
         length, width = start.rows.shape
-        own = {"left": jnp.ones(length), "right": jnp.ones(width)}
+        own: Leaves = {"left": jnp.ones(length), "right": jnp.ones(width)}
+        if self.teachers:
+            count = len(self.teachers)
+            lefts, rights = jnp.ones((count, length)), jnp.ones((count, width))
+            own["of_teachers"] = {"left": lefts, "right": rights}
         return {"shared": start.rows, **own}
 
     def rows(self, leaves: Leaves, base: Params) -> Array:
         """The product [P, H]."""
         del base
-        return leaves["shared"] * leaves["left"][:, None] * leaves["right"][None]
+        return _product(leaves["shared"], leaves)
+
+    def penalty(self, leaves: Leaves, base: Params) -> Array | float:
+        """The weighted distance of each teacher's product to its rows.
+
+        It is the squared distance, summed over the width and averaged over rows and
+        teachers, and is added once to the loss of a step.
+        """
+        if not self.teachers:
+            return 0.0
+        found = _product(leaves["shared"], leaves["of_teachers"])  # [K, P, H]
+        distance = jnp.sum(jnp.square(found - base[HELD]["teachers"]), axis=-1)
+        return self.distillation * jnp.mean(distance)
+
+    @property
+    def has_penalty(self) -> bool:
+        """Only teachers bring one."""
+        return bool(self.teachers)
+
+
+def _product(shared: Array, vectors: Mapping[str, Array]) -> Array:
+    """The shared prompt [P, H] times ``left [..., P]`` and ``right [..., H]``."""
+    lefts, rights = vectors["left"][..., None], vectors["right"][..., None, :]
+    shape = (*lefts.shape[:-1], rights.shape[-1])
+    return jnp.broadcast_to(shared, shape) * lefts * rights

@@ -66,6 +66,7 @@ METHODS["decoder_prefix_short"] = DecoderPrefix(length=2)
 METHODS["dept_short"] = DePT(rank=3, places=3)
 METHODS["attempt"] = Attempt(("one", "two"), bottleneck=3, temperature=1.0)
 METHODS["attempt_one"] = Attempt(("one",), bottleneck=2)
+METHODS["multitask_prompt_distilled"] = MultitaskPrompt(("one", "two"))
 # Those that put something into the layers, beside a prompt that does not.
 IN_LAYERS = {
     name: method
@@ -468,11 +469,14 @@ def test_all_methods_are_the_same_on_int8_weights_spread_over_devices(mixed, tog
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in IN_LAYERS])
 def test_every_leaf_has_a_part_in_the_prompt(name):
-    """Prompts of all kinds are looked up in one way, so that the rows tell all."""
+    """Prompts of all kinds are looked up in one way, so that rows and penalty tell all."""
     method = METHODS[name]
+    base = {**BASE, HELD: method.held(start_of(method))}
     leaves = jax.tree.map(lambda x: x + 0.01, started(method))
     weights = jax.random.normal(jax.random.key(7), ROWS.shape)
-    total = lambda leaves: (method.rows(leaves, BASE) * weights).sum()
+    total = lambda leaves: (
+        (method.rows(leaves, base) * weights).sum() + method.penalty(leaves, base)
+    )
     for path, leaf in trees.flatten({"": jax.grad(total)(leaves)}).items():
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
 
@@ -526,6 +530,40 @@ def test_a_wayward_prompt_pays_for_its_distance_once_a_step():
     tuned["prompts"]["p"]["wayward_prompt"] = ROWS + 0.25
     found = pair.penalize(tuned, with_held({"p": pair}))
     np.testing.assert_allclose(found, 2.0 * 16 * 0.25**2, rtol=1e-5)
+
+
+def test_a_shared_prompt_is_distilled_from_its_teachers():
+    """Their distance is the loss's, and falls; without teachers nothing is there."""
+    plain, method = MultitaskPrompt(), MultitaskPrompt(("one", "two"), 0.5)
+    leaves = started(method)
+    own = {name: leaf for name, leaf in leaves.items() if name != "of_teachers"}
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, own, started(plain)))
+    assert not plain.has_penalty and plain.held(start_of(plain)) == {}
+    base = {HELD: method.held(start_of(method))}
+    teachers = [jnp.roll(ROWS, i + 1, axis=1) for i in range(2)]
+    distances = [jnp.mean(jnp.sum((ROWS - each) ** 2, axis=1)) for each in teachers]
+    found = method.penalty(leaves, base)
+    np.testing.assert_allclose(found, 0.5 * np.mean(distances), rtol=1e-6)
+    # Each teacher has vectors of its own, and none but the shared prompt is the task's.
+    gradient = jax.grad(method.penalty)(leaves, base)
+    np.testing.assert_array_equal(gradient["left"], 0)
+    np.testing.assert_array_equal(gradient["right"], 0)
+    assert jnp.all(jnp.any(gradient["of_teachers"]["right"] != 0, axis=1))
+    # A shared prompt and vectors that make the teachers cost nothing.
+    lefts = jnp.array([[2.0] * LENGTH, [3.0] * LENGTH])
+    exact = {
+        "of_teachers": {"left": lefts, "right": jnp.ones((2, ROWS.shape[1]))},
+        "shared": ROWS,
+    }
+    base = {HELD: {"teachers": jnp.stack([2 * ROWS, 3 * ROWS])}}
+    np.testing.assert_allclose(method.penalty(exact, base), 0.0, atol=1e-9)
+    # Training draws them together, and moves the teachers themselves not at all.
+    one, held = member("p", method), with_held({"p": method})
+    (result,) = fit(one, frozen=held).values()
+    after = result.tuned["prompts"]["p"]
+    before = method.penalty(leaves, {HELD: held[HELD]["p"]})
+    assert method.penalty(after, {HELD: held[HELD]["p"]}) < before
+    np.testing.assert_array_equal(held[HELD]["p"]["teachers"], jnp.stack(teachers))
 
 
 def test_attention_over_prompts_is_that_of_the_paper():
@@ -674,6 +712,12 @@ def test_an_lstm_reads_from_both_ends():
         ),
         (lambda: WaywardPrompt(gamma=-1.0), "gamma=-1.0 must be 0 or more"),
         (lambda: Attempt(temperature=0.0), "temperature=0.0 must be above 0"),
+        (lambda: MultitaskPrompt("one"), r"must be a list of files, e.g. \('one',\)"),
+        (lambda: MultitaskPrompt(distillation=0.0), "distillation=0.0 must be above 0"),
+        (
+            lambda: MultitaskPrompt(("x",)).held(Start(ROWS, TABLE, BASE, [ROWS[:3]])),
+            r"x is a prompt of \[3, 16\], where this one is \[4, 16\]",
+        ),
         (lambda: Attempt("one"), r"must be a list of files, e.g. \('one',\)"),
         (lambda: Attempt().held(start_of(Attempt())), "give their files as ATTEMPT_"),
         (
