@@ -8,7 +8,7 @@ write nothing but labels.
 
 from prompt_tuning.decoding.beam import Beam
 from prompt_tuning.decoding.label_trie import Constraint, LabelTrie
-from prompt_tuning.decoding.loop import Strategy, decode, forced_tokens, repeat_rows
+from prompt_tuning.decoding.loop import Strategy, decode, forced_tokens
 from prompt_tuning.decoding.masks import NEG_INF, keep_topk, keep_topp
 from prompt_tuning.decoding.token_by_token import Greedy, Sampling
 
@@ -24,5 +24,4 @@ __all__ = [
     "forced_tokens",
     "keep_topk",
     "keep_topp",
-    "repeat_rows",
 ]

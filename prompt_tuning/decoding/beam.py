@@ -2,7 +2,7 @@
 """Beam search as T5X does it."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,8 @@ class Beam:
     num_decodes: Decodes = 4
     alpha: NonNegativeFloat = 0.6
     eos_id: NonNegativeInt = 1
+
+    reorders: ClassVar[bool] = True
 
     def __post_init__(self):
         check_lengths(self)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop of every decoding, and what strategies are to it.
 
-The network is ``tokens_to_logits(ids [R, 1], cache) -> (logits [R, V], cache)``. A row of
-the batch occupies K neighbouring rows of the R = B * K that the network sees. Leaves of
-the cache are stacked over layers: ``[L, R, ...]``; those without a row axis, ``[L]``, are
-the same for all rows.
+The network is ``tokens_to_logits(ids [B, K], step, ancestry, cache) -> (logits [R, V],
+cache)``, R being B * K. What it keeps of a token stays where it was written: a strategy
+whose decodes continue one another moves ``ancestry`` [B, K, S] alone, which says of each
+decode which of its row's K wrote its token of a step.
 
 Arithmetic, use of the random key and order of the results (the best decode of a row is
 its last) are those of T5X's `decoding` module, with one difference: the score of a
@@ -13,7 +13,7 @@ greedy decode is its log-probability, where T5X gives 0.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from prompt_tuning.decoding.label_trie import Constraint
 from prompt_tuning.errors import UserError
 from prompt_tuning.types import Array, PyTree
 
-TokensToLogits = Callable[[Array, PyTree], tuple[Array, PyTree]]
+TokensToLogits = Callable[[Array, Array, Array | None, PyTree], tuple[Array, PyTree]]
 # [R, V] -> same, `NEG_INF` in place of what the constraint forbids.
 Mask = Callable[[Array], Array]
 
@@ -38,6 +38,9 @@ class Strategy(Protocol):
 
     @property
     def eos_id(self) -> int: ...
+
+    # Whether a decode may continue another one of its row.
+    reorders: ClassVar[bool]
 
     def start(self, batch: int, rng: Array | None) -> Any:
         """The state of B rows before their first token."""
@@ -59,7 +62,7 @@ class Strategy(Protocol):
 
         Returns:
           The new state, the tokens ``[R]``, and the decodes ``[B, K]`` among the K of
-          their row that they continue, None where every decode continues itself.
+          their row that they continue, None of a strategy that never `reorders`.
         """
         ...
 
@@ -70,8 +73,9 @@ class Strategy(Protocol):
 
 class _Loop(NamedTuple):
     step: Array  # scalar, tokens decoded so far
-    last: Array  # [R, 1], the newest tokens
+    last: Array  # [B, K], the newest tokens
     nodes: PyTree  # [R], where the constraint stands; None if there is none
+    ancestry: Array | None  # [B, K, S]
     cache: PyTree
     state: Any  # the strategy's
 
@@ -89,7 +93,7 @@ def decode(
     Args:
       strategy: takes the tokens.
       tokens_to_logits: the network.
-      cache: leaves ``[L, B * K, ...]`` or ``[L]``.
+      cache: what the network keeps, before the first token.
       forced: ``[B, S]``, see `forced_tokens`. Forced tokens come before a label and are
         no part of it.
       rng: key for sampling.
@@ -100,14 +104,15 @@ def decode(
     """
     batch, length = forced.shape
     copies = strategy.num_decodes
-    rows = batch * copies
     nodes = None if constraint is None else jnp.repeat(constraint.nodes, copies)
 
     def unfinished(loop: _Loop) -> Array:
         return (loop.step < length) & strategy.unfinished(loop.state)
 
     def advance(loop: _Loop) -> _Loop:
-        logits, cache = tokens_to_logits(loop.last, loop.cache)
+        logits, cache = tokens_to_logits(
+            loop.last, loop.step, loop.ancestry, loop.cache
+        )
         given = jax.lax.dynamic_index_in_dim(forced, loop.step, axis=1, keepdims=False)
         mask, nodes = _unbound, loop.nodes
         if constraint is not None:
@@ -115,22 +120,29 @@ def decode(
         state, token, parents = strategy.extend(
             loop.state, loop.step, logits, mask, given
         )
-        if parents is not None:
-            cache = _reorder_rows(cache, parents)
+        ancestry = loop.ancestry
+        if parents is not None and ancestry is not None:
+            own = ancestry.at[:, :, loop.step].set(jnp.arange(copies)[None])
+            ancestry = jnp.take_along_axis(own, parents[..., None], axis=1)
         if constraint is not None:
             if parents is not None:
-                nodes = _reorder_rows(nodes[None], parents)[0]
+                of_rows = nodes.reshape(batch, copies)
+                nodes = jnp.take_along_axis(of_rows, parents, axis=1).reshape(-1)
             free = jnp.repeat(given == 0, copies)
             nodes = jnp.where(free, constraint.trie.follow(nodes, token), nodes)
-        return _Loop(loop.step + 1, token[:, None], nodes, cache, state)
+        last = token.reshape(batch, copies)
+        return _Loop(loop.step + 1, last, nodes, ancestry, cache, state)
 
     final = jax.lax.while_loop(
         unfinished,
         advance,
         _Loop(
             step=jnp.zeros((), jnp.int32),
-            last=jnp.zeros((rows, 1), jnp.int32),
+            last=jnp.zeros((batch, copies), jnp.int32),
             nodes=nodes,
+            ancestry=jnp.zeros((batch, copies, length), jnp.int32)
+            if strategy.reorders
+            else None,
             cache=cache,
             state=strategy.start(batch, rng),
         ),
@@ -178,13 +190,6 @@ def forced_tokens(
     return jnp.pad(prefix, ((0, 0), (0, length - prefix.shape[1])))
 
 
-def repeat_rows(cache: PyTree, times: int) -> PyTree:
-    """Repeats every row in place: leaves ``[L, B, ...]`` become ``[L, B * K, ...]``."""
-    return jax.tree.map(
-        lambda x: x if x.ndim < 2 else jnp.repeat(x, times, axis=1), cache
-    )
-
-
 def check_lengths(strategy: Strategy) -> None:
     """Refuses a strategy that would decode nothing.
 
@@ -198,16 +203,3 @@ def check_lengths(strategy: Strategy) -> None:
 
 def _unbound(logits: Array) -> Array:
     return logits
-
-
-def _reorder_rows(cache: PyTree, parents: Array) -> PyTree:
-    """Gives every decode what belongs to the one it continues: ``parents`` [B, K]."""
-
-    def reorder(x: Array) -> Array:
-        if x.ndim < 2:
-            return x
-        beams = x.reshape(x.shape[0], *parents.shape, *x.shape[2:])
-        select = jax.vmap(lambda row, i: row[:, i], in_axes=(1, 0), out_axes=1)
-        return select(beams, parents).reshape(x.shape)
-
-    return jax.tree.map(reorder, cache)

@@ -2,7 +2,7 @@
 """Strategies whose decodes do not meet: greedy and sampling."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ class _TokenByToken:
     max_decode_len: int
     num_decodes: int
     eos_id: int
+    reorders: ClassVar[bool] = False
 
     def _choose(
         self, logits: Array, mask: Mask, rng: Array | None

@@ -15,6 +15,7 @@ from prompt_tuning.devices import sharding
 from prompt_tuning.network import adapters, losses
 from prompt_tuning.network.adapters import Where
 from prompt_tuning.network.prompts import Prompt
+from prompt_tuning.network.token_step import TokenStep
 from prompt_tuning.network.transformer import Transformer
 from prompt_tuning.types import Array, Batch, Params, PyTree
 
@@ -360,7 +361,7 @@ class Model:
         Returns:
           The tokens, 0 after the end token, and their scores.
         """
-        batch, count = encoder_input_tokens.shape[0], strategy.num_decodes
+        batch = encoder_input_tokens.shape[0]
         forced = decoding.forced_tokens(decoder_prefix, batch, strategy, constraint)
         encoded = self._apply(
             params,
@@ -369,41 +370,16 @@ class Model:
             where=where,
             method="encode",
         )
-        _, empty = self.network.apply(
+        step = TokenStep(
+            self.network,
             variables(params),
             encoded,
             encoder_input_tokens,
-            jnp.zeros_like(forced),
-            jnp.zeros_like(forced),
-            enable_dropout=False,
-            decode=True,
-            where=where,
-            mutable=["cache", "memory"],
-            method="decode",
+            where,
+            decodes=strategy.num_decodes,
+            max_decode_length=strategy.max_decode_len,
         )
-        empty = decoding.repeat_rows(empty, count)
-        inputs = jnp.repeat(encoder_input_tokens, count, axis=0)
-        each = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), where)
-
-        def tokens_to_logits(ids: Array, cache: PyTree) -> tuple[Array, PyTree]:
-            logits, changed = self.network.apply(
-                {**variables(params), "memory": empty["memory"], "cache": cache},
-                encoded,  # Says that there is cross-attention; `memory` replaces it.
-                inputs,
-                ids,
-                ids,
-                enable_dropout=False,
-                decode=True,
-                max_decode_length=strategy.max_decode_len,
-                where=each,
-                mutable=["cache"],
-                method="decode",
-            )
-            return logits[:, 0], changed["cache"]
-
-        return decoding.decode(
-            strategy, tokens_to_logits, empty["cache"], forced, rng, constraint
-        )
+        return decoding.decode(strategy, step, step.cache, forced, rng, constraint)
 
 
 def _init(network: Transformer, key: Array) -> Params:

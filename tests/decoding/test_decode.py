@@ -191,21 +191,13 @@ class Chain:
         self.log_probs = jnp.log(jnp.asarray(probs, jnp.float32))  # [V, V]
         self.calls = 0
 
-    def __call__(self, ids, cache):
+    def __call__(self, ids, step, ancestry, cache):
         self.calls += 1
-        position = cache["index"][0]
-        cache = {
-            "seen": cache["seen"].at[0, :, position].set(ids[:, 0]),
-            "index": cache["index"] + 1,
-        }
-        return self.log_probs[ids[:, 0]], cache
+        return self.log_probs[ids.reshape(-1)], cache.at[:, :, step].set(ids)
 
     def run(self, strategy, batch=1, prefix=None, rng=None):
-        rows = batch * strategy.num_decodes
-        cache = {
-            "seen": jnp.zeros((1, rows, strategy.max_decode_len), jnp.int32),
-            "index": jnp.zeros(1, jnp.int32),
-        }
+        shape = (batch, strategy.num_decodes, strategy.max_decode_len)
+        cache = jnp.zeros(shape, jnp.int32)
         forced = decoding.forced_tokens(prefix, batch, strategy)
         return decoding.decode(strategy, self, cache, forced, rng)
 
@@ -246,14 +238,20 @@ def test_length_penalty_divides_the_log_probability():
     np.testing.assert_allclose(scores[0, -1], np.log(0.315) / (8 / 6) ** 2, rtol=1e-6)
 
 
-def test_the_cache_follows_its_beam():
+def test_ancestry_says_what_a_beam_continues():
     """What a network saw before a token is what the returned beam holds before it."""
 
     class Recorder(Chain):
-        # Its next logits depend on all the tokens that its cache says it has seen.
-        def __call__(self, ids, cache):
-            _, cache = super().__call__(ids, cache)
-            code = jnp.sum(cache["seen"][0] * (7 ** jnp.arange(5))[None], axis=1)
+        # Its next logits depend on all the tokens that its cache says a beam has said.
+        def __call__(self, ids, step, ancestry, cache):
+            _, cache = super().__call__(ids, step, ancestry, cache)
+            beams = jnp.arange(cache.shape[1])
+            if ancestry is None:
+                ancestry = jnp.zeros(cache.shape, jnp.int32)
+            ancestry = ancestry.at[:, :, step].set(beams[None])
+            said = jnp.take_along_axis(cache, ancestry, axis=1)
+            said = jnp.where(jnp.arange(said.shape[2])[None, None] <= step, said, 0)
+            code = jnp.sum(said * (7 ** jnp.arange(5))[None, None], axis=2).reshape(-1)
             return 2 * jnp.sin(code[:, None] * jnp.arange(1, 5)[None]), cache
 
     recorder = Recorder(STEPS)
@@ -261,12 +259,9 @@ def test_the_cache_follows_its_beam():
     for decode, score in zip(tokens[0], scores[0], strict=True):
         forced = Recorder(STEPS)
         total, last = 0.0, 0
-        cache = {
-            "seen": jnp.zeros((1, 1, 5), jnp.int32),
-            "index": jnp.zeros(1, jnp.int32),
-        }
-        for token in decode:
-            logits, cache = forced(jnp.array([[last]]), cache)
+        cache = jnp.zeros((1, 1, 5), jnp.int32)
+        for step, token in enumerate(decode):
+            logits, cache = forced(jnp.array([[last]]), step, None, cache)
             total += jax.nn.log_softmax(logits)[0, token]
             last = int(token)
         np.testing.assert_allclose(score, total, rtol=1e-5)
@@ -336,8 +331,11 @@ def test_the_encoders_output_is_projected_outside_the_loop(
         assert rows not in (batch * length, 2 * batch * length)
     constants = loop.params["body_nconsts"] + loop.params["cond_nconsts"]
     carried = [v.aval.shape for v in loop.invars[constants:]]
-    assert (2, 6, 7, 4, 8) in carried  # Self-attention: S positions, moves with beams.
-    assert (2, 6, length, 4, 8) in [v.aval.shape for v in loop.invars[:constants]]
+    # Of each layer keys and values of S positions of both beams, and once for both
+    # those of the inputs.
+    assert carried.count((batch, 4, 7 * 2, 8)) == 2 * 2
+    fixed = [v.aval.shape for v in loop.invars[:constants]]
+    assert fixed.count((batch, 4, length, 8)) == 2 * 2
     assert not [shape for shape in carried if length in shape]
 
 

@@ -141,10 +141,10 @@ TOY = np.array([[3, 4, 1], [3, 5, 1], [6, 1, 0]])
 def run(strategy, constraint, batch=1, prefix=None, calls=None):
     """Decodes with a network whose next token depends on the last one only."""
 
-    def network(ids, cache):
+    def network(ids, step, ancestry, cache):
         if calls is not None:
-            calls.append(len(ids))
-        return jnp.asarray(TABLE)[ids[:, 0]], cache
+            calls.append(ids.size)
+        return jnp.asarray(TABLE)[ids.reshape(-1)], cache
 
     forced = decoding.forced_tokens(prefix, batch, strategy, constraint)
     result = decoding.decode(

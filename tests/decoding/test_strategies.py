@@ -18,18 +18,22 @@ LOGITS = np.random.default_rng(0).normal(0, 1.5, (2 * VOCAB**LENGTH, VOCAB))
 LOG_PROBS = np.array(jax.nn.log_softmax(LOGITS.astype(np.float32)))
 
 
-def network(ids, cache):
-    """Logits that depend on all tokens read; the cache holds their name."""
-    name = jnp.where(cache["read"] == 0, 1, cache["name"][0] * VOCAB + ids[:, 0])
-    cache = {"name": name[None], "read": cache["read"] + 1}
-    return jnp.asarray(LOGITS, jnp.float32)[name], cache
+def network(ids, step, ancestry, cache):
+    """Logits that depend on all tokens a decode has read, which name them."""
+    cache = cache.at[:, :, step].set(ids)
+    itself = jnp.arange(cache.shape[1])[None, :]
+    if ancestry is None:
+        ancestry = jnp.broadcast_to(itself[..., None], cache.shape)
+    read = jnp.take_along_axis(cache, ancestry.at[:, :, step].set(itself), axis=1)
+    name = jnp.ones(ids.shape, jnp.int32)
+    for place in range(1, cache.shape[2]):  # Behind the start token.
+        name = jnp.where(place <= step, name * VOCAB + read[:, :, place], name)
+    return jnp.asarray(LOGITS, jnp.float32)[name.reshape(-1)], cache
 
 
 def run(strategy, batch=1, prefix=None, seed=None):
-    cache = {
-        "name": jnp.zeros((1, batch * strategy.num_decodes), jnp.int32),
-        "read": jnp.zeros(1, jnp.int32),
-    }
+    shape = (batch, strategy.num_decodes, strategy.max_decode_len)
+    cache = jnp.zeros(shape, jnp.int32)
     forced = decoding.forced_tokens(prefix, batch, strategy)
     rng = None if seed is None else jax.random.key(seed)
     result = decoding.decode(strategy, network, cache, forced, rng)
@@ -141,10 +145,10 @@ def test_samples_continue_a_prefix_that_is_not_scored():
 def test_the_loop_stops_when_all_samples_have_ended():
     calls = []
 
-    def ends_at_once(ids, cache):
-        calls.append(len(ids))
+    def ends_at_once(ids, step, ancestry, cache):
+        calls.append(ids.size)
         row = jnp.where(jnp.arange(VOCAB) == EOS, 0.0, -1e9)
-        return jnp.broadcast_to(row, (len(ids), VOCAB)), cache
+        return jnp.broadcast_to(row, (ids.size, VOCAB)), cache
 
     strategy = Sampling(50, num_decodes=3, eos_id=EOS)
     forced = decoding.forced_tokens(jnp.array([[2, 2], [0, 0]]), 2, strategy)

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers in turns: ours, another checkout of ours, PEFT on transformers, CTranslate2.
+
+    python benchmarks/inference.py --before ../before/.venv/bin/python \
+        --others PYTHON --output benchmarks/results/inference.json
+
+T5 1.1 Small of random weights, a prompt of 20 before 64 tokens of text, 32 rows, 32 new
+tokens and no end. CTranslate2 has no prompts, so its rows have 84 tokens of text. Each
+side is a process that compiles first and then takes one turn after the other, so that
+what else the machine does meets all alike; a ratio is the median over rounds of the
+seconds of PEFT over a side's. PYTHON has torch, transformers, peft and ctranslate2.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+ROWS, PROMPT, TEXT, TOKENS, BEAMS = 32, 20, 64, 32, 4
+# Label sets of this size and length are ranked.
+LABELS, LABEL_TOKENS = 6, 4
+VOCAB_SIZE = 32128
+CASES = ("greedy", "beams", "labels")
+FIRST_TEXT_ID = 3
+
+
+def rows(width: int) -> Any:
+    """Ids of text, without padding: [B, width]."""
+    import numpy as np
+
+    drawn = np.random.default_rng(0).integers(FIRST_TEXT_ID, 32000, (ROWS, width))
+    return drawn.astype(np.int32)
+
+
+def labels() -> Any:
+    """Tokens of the labels: [C, S]."""
+    import numpy as np
+
+    drawn = np.random.default_rng(1).integers(3, 32000, (LABELS, LABEL_TOKENS))
+    return drawn.astype(np.int32)
+
+
+def ours(folder: str, dtype: str) -> dict[str, Callable[[], Any]]:
+    """This package, of whichever checkout runs this."""
+    import dataclasses
+
+    import jax
+    import load
+    import numpy as np
+
+    from prompt_tuning import decoding
+    from prompt_tuning.checkpoints import base_models
+    from prompt_tuning.network.model import Model
+    from prompt_tuning.network.prompts import Prompt
+    from prompt_tuning.network.transformer import Transformer
+
+    config = dataclasses.replace(load.t5_config("small"), dtype=dtype)
+    base = base_models.load(config, folder, frozen_dtype=dtype, activation_dtype=dtype)
+    model = Model(Transformer(base.config, (Prompt("task", PROMPT),)))
+    prompt = np.random.default_rng(2).normal(0, 0.5, (PROMPT, config.emb_dim))
+    params = {**base.params, "prompts": {"task": prompt.astype(np.float32)}}
+    tokens = rows(PROMPT + TEXT)
+    tokens[:, :PROMPT] = VOCAB_SIZE + np.arange(PROMPT)
+    strategies = {
+        "greedy": decoding.Greedy(TOKENS, eos_id=VOCAB_SIZE),
+        "beams": decoding.Beam(TOKENS, num_decodes=BEAMS, eos_id=VOCAB_SIZE),
+    }
+    functions = {
+        name: jax.jit(lambda params, how=how: model.predict(params, tokens, how))
+        for name, how in strategies.items()
+    }
+    functions["labels"] = jax.jit(lambda params: model.rank(params, tokens, labels()))
+    return {
+        name: lambda function=function: jax.block_until_ready(function(params))
+        for name, function in functions.items()
+    }
+
+
+def peft(folder: str, dtype: str) -> dict[str, Callable[[], Any]]:
+    """PEFT's prompt tuning of transformers' T5, by its `generate`."""
+    import peft
+    import torch
+    import transformers
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    model = transformers.T5ForConditionalGeneration.from_pretrained(
+        folder, dtype=getattr(torch, dtype)
+    )
+    config = peft.PromptTuningConfig(
+        task_type="SEQ_2_SEQ_LM",
+        num_virtual_tokens=PROMPT,
+        num_transformer_submodules=1,
+    )
+    tuned = peft.get_peft_model(model, config).eval()
+    tokens = torch.from_numpy(rows(TEXT)).long()
+    seen = torch.ones_like(tokens)
+    choices = torch.from_numpy(labels()).long()
+
+    def generate(beams: int) -> Any:
+        return tuned.generate(
+            input_ids=tokens,
+            attention_mask=seen,
+            num_beams=beams,
+            do_sample=False,
+            max_new_tokens=TOKENS,
+            min_new_tokens=TOKENS,
+        )
+
+    def rank() -> Any:
+        # One pass of the encoder, and one of the decoder over all labels of all rows.
+        prompt = tuned.get_prompt(batch_size=ROWS).to(model.dtype)
+        embedded = torch.cat([prompt, model.shared(tokens)], dim=1)
+        encoded = model.encoder(inputs_embeds=embedded).last_hidden_state
+        logits = model(
+            encoder_outputs=(encoded.repeat_interleave(LABELS, 0),),
+            labels=choices.repeat(ROWS, 1),
+        ).logits
+        found = logits.float().log_softmax(-1)
+        return found.gather(-1, choices.repeat(ROWS, 1)[..., None])
+
+    def without_gradient(call: Callable[[], Any]) -> Callable[[], Any]:
+        def run() -> Any:
+            with torch.inference_mode():
+                return call()
+
+        return run
+
+    calls = {
+        "greedy": lambda: generate(1),
+        "beams": lambda: generate(BEAMS),
+        "labels": rank,
+    }
+    return {name: without_gradient(call) for name, call in calls.items()}
+
+
+def ctranslate2(folder: str, dtype: str) -> dict[str, Callable[[], Any]]:
+    """CTranslate2, of a model that is converted first; 'int8' is a dtype of it."""
+    import ctranslate2
+    from ctranslate2.converters import transformers
+
+    class Pieces:
+        """A tokenizer as far as the converter asks: names of the ids."""
+
+        pad_token, eos_token, unk_token = "<0>", "<1>", "<2>"
+
+        def get_vocab(self) -> dict[str, int]:
+            return {f"<{number}>": number for number in range(VOCAB_SIZE)}
+
+        def convert_ids_to_tokens(self, number: int) -> str:
+            return f"<{number}>"
+
+    class Converter(transformers.TransformersConverter):
+        def load_tokenizer(self, *args: Any, **kwargs: Any) -> Pieces:
+            return Pieces()
+
+    made = f"{folder}_ctranslate2"
+    if not os.path.isdir(made):
+        Converter(folder).convert(made)
+    translator = ctranslate2.Translator(
+        made, compute_type=dtype, intra_threads=len(os.sched_getaffinity(0))
+    )
+    texts = [[f"<{number}>" for number in row] for row in rows(PROMPT + TEXT)]
+
+    def translate(beams: int) -> Any:
+        return translator.translate_batch(
+            texts,
+            max_batch_size=ROWS,
+            beam_size=beams,
+            max_decoding_length=TOKENS,
+            min_decoding_length=TOKENS,
+            max_input_length=0,
+        )
+
+    targets = [[f"<{number}>" for number in label] for label in labels()]
+
+    def rank() -> Any:
+        sources = [text for text in texts for _ in targets]
+        return translator.score_batch(sources, targets * ROWS, max_batch_size=ROWS)
+
+    return {
+        "greedy": lambda: translate(1),
+        "beams": lambda: translate(BEAMS),
+        "labels": rank,
+    }
+
+
+SIDES = {"now": ours, "before": ours, "peft": peft, "ctranslate2": ctranslate2}
+
+
+def serve(side: str, folder: str, dtype: str) -> None:
+    """A worker: does what each line of its input names, and says how long it took."""
+    calls = SIDES[side](folder, dtype)
+    for call in calls.values():
+        call()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        calls[line.strip()]()
+        print(time.perf_counter() - start, flush=True)
+
+
+def started(python: str, side: str, folder: str, dtype: str) -> subprocess.Popen:
+    """A worker that is ready."""
+    worker = subprocess.Popen(
+        [python, os.path.abspath(__file__), "--serve", side, folder, dtype],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    while (line := worker.stdout.readline()) != "ready\n":
+        if not line:
+            raise SystemExit(f"{side} in {dtype} failed with {python}")
+    return worker
+
+
+def main() -> None:
+    """Measures and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--before", help="Python of another checkout's environment")
+    parser.add_argument("--others", help="Python with PEFT and CTranslate2")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--output", type=pathlib.Path)
+    options = parser.parse_args()
+    import environment
+    import train_step
+
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = os.path.join(scratch, "model")
+        train_step.make_weights("small", pathlib.Path(folder))
+        for dtype in options.dtypes:
+            sides = [("now", sys.executable, dtype)]
+            if options.before:
+                sides.append(("before", os.path.abspath(options.before), dtype))
+            if options.others:
+                others = os.path.abspath(options.others)
+                sides.append(("peft", others, dtype))
+                kinds = ["float32", "int8"] if dtype == "float32" else []
+                sides += [("ctranslate2", others, kind) for kind in kinds]
+            workers = {
+                side if kind != "int8" else f"{side}_int8": started(
+                    python, side, folder, kind
+                )
+                for side, python, kind in sides
+            }
+            found[dtype] = compare(workers, options.rounds)
+            print(dtype, json.dumps(found[dtype], indent=2), file=sys.stderr)
+    environment.publish({"rounds": options.rounds, **found}, options.output)
+
+
+def compare(workers: dict[str, subprocess.Popen], rounds: int) -> dict[str, Any]:
+    """Rows per second, and how many times as many as PEFT's, of each case and side."""
+    times: dict[str, dict[str, list[float]]] = {
+        case: {name: [] for name in workers} for case in CASES
+    }
+    for _ in range(rounds):
+        for case, sides in times.items():
+            for name, seconds in sides.items():
+                print(case, file=workers[name].stdin, flush=True)
+                seconds.append(float(workers[name].stdout.readline()))
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+    return {
+        case: {
+            name: {
+                "rows_per_second": round(ROWS / statistics.median(seconds), 2),
+                **{
+                    f"times_{other}": round(
+                        statistics.median(
+                            theirs / own
+                            for own, theirs in zip(seconds, sides[other], strict=True)
+                        ),
+                        3,
+                    )
+                    for other in ("peft", "before")
+                    if other in sides and other != name
+                },
+            }
+            for name, seconds in sides.items()
+        }
+        for case, sides in times.items()
+    }
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--serve"]:
+        serve(*sys.argv[2:])
+    else:
+        main()
