@@ -3,6 +3,7 @@
 
 import dataclasses
 import pathlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -28,6 +29,8 @@ from prompt_tuning.types import (
 TRAIN, VALIDATION = "train", "validation"
 # Where, within the output folder, what the model said is kept.
 SCORES = "scores"
+# Characters of a text in the table of errors.
+WIDTH = 60
 # Of each search the options that it has.
 OPTIONS = {
     "templates": ("templates", "verbalizers", "examples", "label_scores"),
@@ -320,7 +323,7 @@ def table(results: Mapping[str, Any]) -> str:
         lines.append(f"round {number}: the errors that cost most")
         lines += [
             f"  {error['cost']:8.3f}  {error['answer']!r} for {error['target']!r}: "
-            f"{rows.short(' '.join(error['columns'].values()))}"
+            f"{textwrap.shorten(' '.join(error['columns'].values()), WIDTH)}"
             for error in each["errors"]
         ]
     if "before" in results:
