@@ -9,8 +9,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from prompt_tuning import decoding
+from prompt_tuning import decoding, trees
 from prompt_tuning.devices import sharding
 from prompt_tuning.network import adapters, losses
 from prompt_tuning.network.adapters import Where
@@ -22,6 +23,9 @@ from prompt_tuning.types import Array, Batch, Params, PyTree
 # Where chunks of logits begin to be worth their second computation (see
 # benchmarks/loss_chunk.py).
 LOGIT_BYTES = 2**27
+# The most tokens of labels in a decoder row of ranking: they share the keys and values of
+# the encoder's output, and their products with each other, most of them masked, are cheap.
+PACKED_TOKENS = 128
 
 
 def variables(params: Params) -> dict[str, Params]:
@@ -292,6 +296,9 @@ class Model:
     ) -> Array:  # [B, C]
         """Log-likelihood of every label for every row, encoding each row once.
 
+        Labels are packed into decoder rows of up to `PACKED_TOKENS`, unless keys lie before
+        the decoder's own, or the numbers of rows and labels are symbols.
+
         Args:
           params: the parameters.
           encoder_input_tokens: the inputs; prompts are among their ids.
@@ -312,27 +319,52 @@ class Model:
             method="encode",
             **kwargs,
         )
-        rows = encoder_input_tokens.shape[0]
+        rows, (count, length) = encoder_input_tokens.shape[0], label_tokens.shape[-2:]
+        packs, size = count, 1
+        # A number that only the exported program's caller knows cannot be packed, nor its
+        # logits cut into chunks.
+        is_known = isinstance(rows, int) and isinstance(count, int)
+        if is_known and _knows_no_places(params):
+            packs, size = packs_of(count, length)
 
-        def score(label: Array) -> Array:  # [S] or [B, S] -> [B]
-            targets = jnp.broadcast_to(label, (rows, label.shape[-1]))
-            inputs = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
-            logits = self._apply(
+        def log_likelihoods(labels: Array) -> Array:  # [(B,) C, S] -> [B, C]
+            targets = jnp.broadcast_to(labels, (rows, size, length))
+            inputs = jnp.pad(targets[..., :-1], ((0, 0), (0, 0), (1, 0)))
+            targets = targets.reshape(rows, -1)
+            number = np.repeat(np.arange(1, size + 1), length)[None]
+            hidden = self._apply(
                 params,
                 encoded,
                 encoder_input_tokens,
-                inputs,
+                inputs.reshape(rows, -1),
                 targets,
+                decoder_segment_ids=None if size == 1 else number,
+                logits=False,
                 method="decode",
                 **kwargs,
             )
-            loss, _ = losses.cross_entropy(logits, targets)
+            if is_known:
+                batch = {"decoder_target_tokens": targets}
+                loss, _ = self._over_targets(
+                    losses.cross_entropy, params, batch, hidden
+                )
+            else:
+                logits = self._apply(params, hidden, method="logits")
+                loss, _ = losses.cross_entropy(logits, targets)
             counted = targets > 0
-            log_likelihood = -jnp.sum(loss * counted.astype(jnp.float32), axis=-1)
-            return jnp.where(jnp.any(counted, axis=-1), log_likelihood, -jnp.inf)
+            loss = loss * counted.astype(jnp.float32)
+            counted = jnp.any(counted.reshape(rows, size, length), axis=-1)
+            scores = -jnp.sum(loss.reshape(rows, size, length), axis=-1)
+            return jnp.where(counted, scores, -jnp.inf)
 
-        # The labels' axis in front: [C, S] or [C, B, S].
-        return jax.lax.map(score, jnp.moveaxis(label_tokens, -2, 0)).T
+        if size == 1:
+            each = jnp.moveaxis(label_tokens, -2, 0)[..., None, :]
+            return jax.lax.map(log_likelihoods, each)[..., 0].T
+        fill = [(0, 0)] * (label_tokens.ndim - 2) + [(0, packs * size - count), (0, 0)]
+        each = jnp.pad(label_tokens, fill)
+        each = each.reshape(*each.shape[:-2], packs, size, length)
+        scores = jax.lax.map(log_likelihoods, jnp.moveaxis(each, -3, 0))  # [., B, C]
+        return jnp.moveaxis(scores, 0, 1).reshape(rows, -1)[:, :count]
 
     def predict(
         self,
@@ -380,6 +412,26 @@ class Model:
             max_decode_length=strategy.max_decode_len,
         )
         return decoding.decode(strategy, step, step.cache, forced, rng, constraint)
+
+
+def packs_of(count: int, length: int) -> tuple[int, int]:
+    """How ranking lays labels out: decoder rows for each example, and labels of a row.
+
+    >>> packs_of(2, 3), packs_of(150, 4), packs_of(3, 200)
+    ((1, 2), (5, 30), (3, 1))
+    """
+    packs = -(-count // max(1, PACKED_TOKENS // length))
+    return packs, -(-count // packs)
+
+
+def _knows_no_places(params: Params) -> bool:
+    """Whether the decoder may start anywhere in a row.
+
+    Keys before a row's first token lie as far from it as they were tuned to, and farther
+    from the labels behind it.
+    """
+    decoder = params.get(adapters.COLLECTION, {}).get("decoder", {})
+    return f"layers/self_attention/{adapters.PREFIX}" not in trees.flatten(decoder)
 
 
 def _init(network: Transformer, key: Array) -> Params:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Floating point operations of a step, by formula."""
 
+from prompt_tuning.network.model import packs_of
 from prompt_tuning.planning.workload import TRAIN, Workload
 
 
@@ -13,8 +14,9 @@ def count(work: Workload) -> dict[str, int]:
     values of the encoder's output, meet the T encoder tokens of a row (prompt and
     padding included), the others of the decoder its S. Attention has no weights: its
     two products of N heads of width D take 4 T^2 N D a row forward and twice that
-    backward. Ranking, and a loss over labels, run the decoder, those keys and values
-    included, once a label.
+    backward. Ranking, and a loss over labels, run the decoder once a label, and make those
+    keys and values once for the labels of a decoder row (`model.packs_of`); a method that
+    puts keys before the decoder's own, which has one label a row, is not told apart.
     What remat computes again, and elementwise work, does not count.
 
     Returns:
@@ -30,7 +32,9 @@ def count(work: Workload) -> dict[str, int]:
     at_decoder += cfg.vocab_size * cfg.emb_dim
     memory = cfg.num_decoder_layers * 2 * square
     runs = work.decoders
-    tokens = at_encoder * encoder + runs * (memory * encoder + at_decoder * decoder)
+    packs, _ = packs_of(runs, decoder)
+    tokens = at_encoder * encoder + packs * memory * encoder
+    tokens += runs * at_decoder * decoder
     pairs = cfg.num_encoder_layers * encoder**2
     pairs += runs * cfg.num_decoder_layers * decoder * (decoder + encoder)
     each, passes = 2, 1

@@ -181,12 +181,16 @@ def test_flops_by_hand():
     assert flops.count(decode)["attention"] == expected["attention"] // 3
     # Another label: the decoder's weights and attention once more.
     rank = dataclasses.replace(work, step="rank", num_labels=2)
-    memory = 2 * projection * 8
-    forward["weights"] += 2 * 2 * (memory + 3 * decoder)
+    forward["weights"] += 2 * 2 * 3 * decoder
     assert flops.count(rank)["weights"] == forward["weights"]
+    # Labels of a second decoder row: keys and values of the encoder's output, too.
+    many = dataclasses.replace(work, step="rank", num_labels=43)
+    memory = 2 * projection * 8
+    forward["weights"] += 2 * 2 * (memory + 41 * 3 * decoder)
+    assert flops.count(many)["weights"] == forward["weights"]
     # A loss over labels trains through as many decoders.
     labels = dataclasses.replace(work, label_loss="cross_entropy", num_labels=2)
-    more = 2 * 4 * (memory + 3 * decoder)
+    more = 2 * 4 * 3 * decoder
     assert flops.count(labels)["weights"] == expected["weights"] + more
     assert labels.decoders == 2 and work.decoders == 1
     tuned = dataclasses.replace(
