@@ -78,7 +78,7 @@ class Workload:
 
     @property
     def decoders(self) -> int:
-        """How often the decoder runs for a row: once, or once a label."""
+        """What the decoder reads for a row: its targets alone (1), or so many labels."""
         of_labels = self.step == RANK or (self.step == TRAIN and self.label_loss)
         return self.num_labels if of_labels else 1
 
