@@ -108,7 +108,7 @@ def save_as(path: files.Path, saved: Saved, format: str) -> None:
     """
     # One for free text has no words of labels, but a template that is all of it.
     rowless = not len(saved.array) and saved.card.get("template") is not None
-    in_words = bool(saved.card.get("verbalizers")) or rowless
+    in_words = not saved.slots and (bool(saved.card.get("verbalizers")) or rowless)
     if not saved.slots and not in_words:
         save(path, saved.array, saved.card, format)
     elif format == "native":

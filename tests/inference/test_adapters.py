@@ -143,6 +143,12 @@ def test_what_cannot_carry_an_adapter_refuses_it(trained, source, tmp_path, caps
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "an adapter changes the model's layers" in line
     assert not (tmp_path / "out.npy").exists()
+    # A template on its card makes no prompt in words of it.
+    adapter = path_of(trained, "lora")
+    assert adapter_file.load(adapter)[2]["template"]
+    assert cli.main(["convert", str(adapter), str(tmp_path / "lora"), "--to=peft"]) == 0
+    assert (tmp_path / "lora/adapter_model.safetensors").is_file()
+    capsys.readouterr()
     assert cli.main(["inspect", str(path)]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("adapter ") and "numbers at 8 sites" in shown

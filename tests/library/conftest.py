@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stand-in for the hub: the part of its HTTP API that prompts go and come by.
+"""The base model, and a stand-in for the hub: the part of its HTTP API that prompts need.
 
 Repositories are made, committed to and read as on the real one; a token is needed to
 write. What it does not know it answers with 404.
@@ -14,6 +14,8 @@ import threading
 import urllib.parse
 
 import pytest
+
+import prompt_tuning as pt
 
 
 class Hub(http.server.ThreadingHTTPServer):
@@ -163,3 +165,9 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         yield server
+
+
+@pytest.fixture(scope="module")
+def base(tiny_checkpoint):
+    """The tiny base model."""
+    return pt.load(tiny_checkpoint)

@@ -33,11 +33,6 @@ OTHERS = ["Review: {text}", "{text} All in all", "Is it {text}?"]
 
 
 @pytest.fixture(scope="module")
-def base(tiny_checkpoint):
-    return pt.load(tiny_checkpoint)
-
-
-@pytest.fixture(scope="module")
 def refine(base):
     return lambda **values: error_loop.refine(
         base,

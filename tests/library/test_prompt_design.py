@@ -17,11 +17,6 @@ WORDS = {"good": ["great", "fine"], "bad": ["terrible", "dull", "great"]}
 
 
 @pytest.fixture(scope="module")
-def base(tiny_checkpoint):
-    return pt.load(tiny_checkpoint)
-
-
-@pytest.fixture(scope="module")
 def search(base):
     return lambda **values: prompt_design.search(
         base,

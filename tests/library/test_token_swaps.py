@@ -31,11 +31,6 @@ VALUES = {"labels": ["good", "bad"], "length": 3, "candidates": 6, "batch_size":
 
 
 @pytest.fixture(scope="module")
-def base(tiny_checkpoint):
-    return pt.load(tiny_checkpoint)
-
-
-@pytest.fixture(scope="module")
 def search(base):
     return lambda **values: token_swaps.search(
         base, TRAIN, VALIDATION, **{**VALUES, "steps": 20, **values}

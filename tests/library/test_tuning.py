@@ -23,11 +23,6 @@ SMALL = {"length": 3, "steps": 4, "batch_size": 8, "labels": LABELS, "quiet": Tr
 
 
 @pytest.fixture(scope="module")
-def base(tiny_checkpoint):
-    return pt.load(tiny_checkpoint)
-
-
-@pytest.fixture(scope="module")
 def splits(reviews):
     """The local task's examples as pairs."""
     found = {}
