@@ -132,8 +132,8 @@ def of_groups(
 ) -> dict[str, Any]:
     """What answers are worth to each group, and how far the groups lie apart.
 
-    >>> found = of_groups("aabb", "abab", ["x", "x", "y", "y"], "a", samples=0)
-    >>> found["gaps"]["positive_rate"]
+    >>> gaps = of_groups("aabb", "abab", ["x", "x", "y", "y"], "a", samples=0)["gaps"]
+    >>> gaps["positive_rate"]
     {'gap': 100.0, 'highest': 'x', 'lowest': 'y'}
 
     Args:
