@@ -15,6 +15,7 @@ from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.errors import UserError
 from prompt_tuning.library import error_loop, prompt_design, rows, token_swaps
+from prompt_tuning.library.memory_task import TRAIN, VALIDATION
 from prompt_tuning.library.tuned_prompt import TunedPrompt, load_prompt
 from prompt_tuning.network.transformer import T5Config
 from prompt_tuning.types import (
@@ -26,7 +27,6 @@ from prompt_tuning.types import (
     WeightDtype,
 )
 
-TRAIN, VALIDATION = "train", "validation"
 # Where, within the output folder, what the model said is kept.
 SCORES = "scores"
 # Characters of a text in the table of errors.

@@ -23,6 +23,7 @@ import numpy as np
 
 from prompt_tuning import files, prompt_names, report, trees
 from prompt_tuning.checkpoints.base_models import BaseModel
+from prompt_tuning.data import in_memory
 from prompt_tuning.data.label_sets import LabelNames
 from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.errors import UserError
@@ -310,10 +311,13 @@ class _Task:
         eos = self._vocabulary.eos_id
         inputs = [self._encoding.encode(row, LONGEST) for row in asked.columns]
         inputs = [np.where(ids < 0, self._size - 1 - ids, ids) for ids in inputs]
-        targets = [[*self._vocabulary.encode(text), eos] for text in asked.answers]
-        target = _padded(targets)
+        targets = [
+            np.array([*self._vocabulary.encode(text), eos], np.int32)
+            for text in asked.answers
+        ]
+        target = in_memory.padded(targets, max(map(len, targets)))
         return {
-            "encoder_input_tokens": _padded(inputs),
+            "encoder_input_tokens": in_memory.padded(inputs, max(map(len, inputs))),
             "decoder_input_tokens": np.pad(target, ((0, 0), (1, 0)))[:, :-1],
             "decoder_target_tokens": target,
             "decoder_loss_weights": (target > 0).astype(np.float32),
@@ -334,14 +338,6 @@ class _Task:
             total += own * float(self._loss(prompt, self._params, batch))
             weight += own
         return total / weight
-
-
-def _padded(lists: Any) -> np.ndarray:  # [N, longest]
-    longest = max(map(len, lists))
-    found = np.zeros((len(lists), longest), np.int32)
-    for i, ids in enumerate(lists):
-        found[i, : len(ids)] = ids
-    return found
 
 
 def _batches(

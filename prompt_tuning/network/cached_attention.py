@@ -148,17 +148,13 @@ class SelfAttention(_Attention):
         place = past.prefix + past.step * decodes
         cache = KeysValues(
             *(
-                jax.lax.dynamic_update_slice_in_dim(
-                    old, new.astype(old.dtype), place, axis=2
-                )
+                jax.lax.dynamic_update_slice_in_dim(old, new, place, axis=2)
                 for old, new in zip(cache, (key, value), strict=True)
             )
         )
 
         def attend(positions: int) -> Array:  # [B, N, K, D]
-            keys, values = (
-                array[:, :, :positions].astype(query.dtype) for array in cache
-            )
+            keys, values = (array[:, :, :positions] for array in cache)
             logits = jnp.einsum("bnkd,bnmd->bnkm", query, keys)
             weights = saved_activations.softmax(logits + past.summand[..., :positions])
             return jnp.einsum("bnkm,bnmd->bnkd", weights, values)
