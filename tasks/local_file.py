@@ -11,7 +11,8 @@ from prompt_tuning import report
 from prompt_tuning.data import examples, reach
 from prompt_tuning.data import metrics as task_metrics
 from prompt_tuning.data.feature_converter import GROUP_INDEX
-from prompt_tuning.data.local_task import TRAIN, LocalTask
+from prompt_tuning.data.local_task import LocalTask
+from prompt_tuning.data.splits import TRAIN
 from prompt_tuning.data.template import Positions
 from prompt_tuning.errors import UserError
 from prompt_tuning.tasks import features, labels, sources

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-# T5's target of a row whose label is withheld (-1), as in GLUE's test splits.
-WITHHELD = "<unk>"
+from prompt_tuning.data.reach import WITHHELD
+
 # A column, or what a column is called in the inputs and its own name.
 Column = str | tuple[str, str]
 

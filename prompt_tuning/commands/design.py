@@ -12,10 +12,10 @@ from prompt_tuning.checkpoints import base_models
 from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.checkpoints.prompt_file import FILE
 from prompt_tuning.data.local_task import LocalTask
+from prompt_tuning.data.splits import TRAIN, VALIDATION
 from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.errors import UserError
 from prompt_tuning.library import error_loop, prompt_design, rows, token_swaps
-from prompt_tuning.library.memory_task import TRAIN, VALIDATION
 from prompt_tuning.library.tuned_prompt import TunedPrompt, load_prompt
 from prompt_tuning.network.transformer import T5Config
 from prompt_tuning.types import (

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from prompt_tuning.data import label_sets, length_report, reach
+from prompt_tuning.data.reach import WITHHELD
+from prompt_tuning.data.splits import TRAIN
 from prompt_tuning.errors import UserError
 
 FAULT, WARNING = "fault", "warning"
-# A task that writes this as a target withholds the label, as GLUE's test splits do.
-WITHHELD = "<unk>"
-TRAIN = "train"
 # From these shares of a train split on a label is said to be rare, or to be nearly all.
 RARE, MOSTLY = 0.01, 0.95
 

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prompt_tuning.data import fairness, label_sets, rows, splits
+from prompt_tuning.data.splits import TRAIN
 from prompt_tuning.data.template import Template
 from prompt_tuning.errors import UserError
-
-TRAIN = "train"
 
 
 @dataclasses.dataclass(frozen=True)

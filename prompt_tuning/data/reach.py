@@ -11,6 +11,8 @@ from prompt_tuning.errors import UserError
 # mostly unknown; neighbouring characters without a piece count as one.
 EXAMPLES = 10_000
 MOSTLY = 0.5
+# The target of rows whose labels are kept secret, such as GLUE's test rows.
+WITHHELD = "<unk>"
 
 
 class Vocabulary(Protocol):
@@ -59,11 +61,13 @@ def messages(
 
     Args:
       texts: of each row, the texts between the pieces of a prompt.
-      targets: of each row.
+      targets: of each row; those that are withheld say nothing.
       vocabulary: of both.
       most: rows that are looked at.
     """
     found = []
+    told = [i for i, target in enumerate(targets) if target.strip() != WITHHELD]
+    texts, targets = [texts[i] for i in told], [targets[i] for i in told]
     seen = min(len(targets), most)
     of = f"of {'' if seen == len(targets) else 'the first '}{seen}"
     shares = [

@@ -5,6 +5,7 @@ import re
 
 from prompt_tuning.errors import UserError
 
+TRAIN, VALIDATION = "train", "validation"
 _SLICE = re.compile(r"(?P<name>[^\[\]]+)\[(?P<first>[^:\[\]]*):(?P<end>[^:\[\]]*)\]")
 _BOUND = re.compile(r"(\d{1,12})(%?)")
 

@@ -21,12 +21,12 @@ from prompt_tuning import decoding, files, prompt_names, report
 from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.data import label_sets, reach, text_metrics
 from prompt_tuning.data.label_sets import LabelNames
+from prompt_tuning.data.splits import TRAIN, VALIDATION
 from prompt_tuning.data.template import Template
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference.engine import Engine
 from prompt_tuning.inference.store import PromptStore
 from prompt_tuning.library import checks, models, prompt_design, rows
-from prompt_tuning.library.memory_task import TRAIN, VALIDATION
 from prompt_tuning.library.rows import Rows
 from prompt_tuning.library.tuned_prompt import TunedPrompt
 

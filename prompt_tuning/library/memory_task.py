@@ -19,6 +19,7 @@ from prompt_tuning.data import in_memory, label_sets, reach
 from prompt_tuning.data.label_sets import label_tokens
 from prompt_tuning.data.length_report import Fill, LengthReport
 from prompt_tuning.data.metrics import Metric
+from prompt_tuning.data.splits import TRAIN, VALIDATION
 from prompt_tuning.data.template import Template
 from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.errors import UserError
@@ -31,7 +32,6 @@ from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.training.members import Batches
 from prompt_tuning.types import Params
 
-TRAIN, VALIDATION = "train", "validation"
 # No token: parts one example's ids from the next one's.
 PAST = 2**31 - 1
 

@@ -22,11 +22,11 @@ from prompt_tuning import files, prompt_names, report
 from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.data import label_sets
 from prompt_tuning.data.label_sets import LabelNames
+from prompt_tuning.data.splits import VALIDATION
 from prompt_tuning.data.template import Template
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference import prompt_view
 from prompt_tuning.library import models, rows
-from prompt_tuning.library.memory_task import VALIDATION
 from prompt_tuning.library.rows import TEXT, Rows
 from prompt_tuning.library.tuned_prompt import TunedPrompt
 from prompt_tuning.runs import baselines

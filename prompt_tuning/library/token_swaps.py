@@ -25,12 +25,12 @@ from prompt_tuning import files, prompt_names, report, trees
 from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.data import in_memory
 from prompt_tuning.data.label_sets import LabelNames
+from prompt_tuning.data.splits import TRAIN, VALIDATION
 from prompt_tuning.data.vocabularies import Vocabulary
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference import prompt_view
 from prompt_tuning.inference.store import PromptStore
 from prompt_tuning.library import checks, models, rows
-from prompt_tuning.library.memory_task import TRAIN, VALIDATION
 from prompt_tuning.library.predictor import Predictor
 from prompt_tuning.library.rows import Rows
 from prompt_tuning.library.tuned_prompt import TunedPrompt

@@ -17,14 +17,10 @@ from prompt_tuning.data import label_sets
 from prompt_tuning.data import metrics as task_metrics
 from prompt_tuning.data.label_sets import LabelNames
 from prompt_tuning.data.metrics import Metric
+from prompt_tuning.data.splits import TRAIN, VALIDATION
 from prompt_tuning.errors import UserError
 from prompt_tuning.library import checks, models, rows
-from prompt_tuning.library.memory_task import (
-    TRAIN,
-    VALIDATION,
-    MemoryData,
-    MemoryTask,
-)
+from prompt_tuning.library.memory_task import MemoryData, MemoryTask
 from prompt_tuning.library.tuned_prompt import TunedPrompt
 from prompt_tuning.methods.method import Method
 from prompt_tuning.runs import identity, rate_trial

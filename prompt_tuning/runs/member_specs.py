@@ -15,7 +15,7 @@ from prompt_tuning import values
 from prompt_tuning.checkpoints import adapter_file, prompt_file
 from prompt_tuning.data import splits
 from prompt_tuning.data.label_sets import SUM
-from prompt_tuning.data.local_task import TRAIN
+from prompt_tuning.data.splits import TRAIN
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import registry
 from prompt_tuning.methods.method import Method

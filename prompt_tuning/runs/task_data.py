@@ -12,7 +12,7 @@ import seqio
 import tensorflow as tf
 
 from prompt_tuning import decoding, report
-from prompt_tuning.data import batching, examples, in_memory, label_sets, lint, reach
+from prompt_tuning.data import batching, examples, in_memory, label_sets, reach
 from prompt_tuning.data.feature_converter import PromptFeatureConverter
 from prompt_tuning.data.length_report import Fill, LengthReport
 from prompt_tuning.data.local_task import LocalTask
@@ -177,13 +177,12 @@ class TaskData:
     def _say_reach(self, split: str) -> None:
         """What the vocabulary lacks of a split; of files `local_file` says it."""
         rows = examples.texts(self._provider, split, self._lengths, LOOKED_AT + 1)
-        told = [row for row in rows if row[1].strip() != lint.WITHHELD]
         # Without a metric no answer is compared with a target.
         parts = seqio.get_subtasks(self._provider)
         judged = any(task.metric_fns for task in parts)
         for message in reach.messages(
-            [[row[0]] for row in told],
-            [row[1] if judged else "" for row in told],
+            [[row[0]] for row in rows],
+            [row[1] if judged else "" for row in rows],
             self.vocabulary,
             LOOKED_AT,
         ):

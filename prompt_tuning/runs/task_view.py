@@ -12,6 +12,7 @@ import seqio
 from prompt_tuning.data import batching, examples, lint, reach
 from prompt_tuning.data.feature_converter import cut
 from prompt_tuning.data.lint import Finding, Row
+from prompt_tuning.data.splits import TRAIN, VALIDATION
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.tasks import features, labels, registration
 
@@ -130,7 +131,7 @@ def listed(name: str) -> Listed:
 
 
 def _place(split: str) -> tuple[int, str]:
-    usual = (lint.TRAIN, "validation", "test")
+    usual = (TRAIN, VALIDATION, "test")
     return (usual.index(split) if split in usual else len(usual), split)
 
 
@@ -186,7 +187,7 @@ def shown(
 
 def _first(provider: examples.Provider) -> str:
     splits = list(provider.splits)
-    return lint.TRAIN if lint.TRAIN in splits else str(splits[0])
+    return TRAIN if TRAIN in splits else str(splits[0])
 
 
 def _pieces(ids: Sequence[int], vocabulary: Any, size: int) -> Iterator[str]:
@@ -223,8 +224,7 @@ def checked(
             splits.setdefault(split, []).extend(Row(*row) for row in rows)
     found += lint.of_rows(splits, known, lengths)
     for split, rows in splits.items():
-        told = [row for row in rows if row.target.strip() != lint.WITHHELD]
-        texts, targets = [[row.inputs] for row in told], [row.target for row in told]
+        texts, targets = [[row.inputs] for row in rows], [row.target for row in rows]
         for message in reach.messages(texts, targets, vocabulary):
             found.append(Finding(lint.WARNING, f"{split}: {message}"))
     return {split: len(rows) for split, rows in splits.items()}, found
