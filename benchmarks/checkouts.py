@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -50,12 +50,17 @@ def commands(prompt: str) -> dict[str, list[str]]:
     }
 
 
-def started(python: str, words: list[str], folder: str) -> dict[str, float]:
+def started(
+    python: str,
+    words: list[str],
+    folder: str,
+    environ: Mapping[str, str] = ENVIRONMENT,
+) -> dict[str, float]:
     """Seconds of a command from its start to its end."""
     start = time.perf_counter()
     child = subprocess.Popen(
         [python, *words],
-        env=ENVIRONMENT,
+        env=environ,
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -35,6 +35,10 @@ def run(words: Sequence[str]) -> None:
 
         with report.doing("loading TensorFlow, which reads the data"):
             _import_quietly("seqio")
+    if command.compiles:
+        from prompt_tuning.devices import compilation_cache
+
+        compilation_cache.use()
     with contextlib.ExitStack() as stack:
         if not processes.is_first():
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))

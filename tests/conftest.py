@@ -17,6 +17,14 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     )
 
+# Most of the suite's time is compilation, much of it of the same programs again. Programs
+# that tests start take them from there, too, and leave the user's own folder alone.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    os.path.join(tempfile.gettempdir(), f"prompt_tuning_tests_{os.getuid()}"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -26,12 +34,6 @@ from prompt_tuning.network.model import Model
 from prompt_tuning.network.transformer import T5Config, Transformer
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Most of the suite's time is compilation, much of it of the same programs again.
-jax.config.update(
-    "jax_compilation_cache_dir",
-    os.path.join(tempfile.gettempdir(), f"prompt_tuning_tests_{os.getuid()}"),
-)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 shapes.install()
 # The layers whose tests let no dtypes meet silently. In others AdamW may take steps, and
 # optax multiplies a float by its integer count.

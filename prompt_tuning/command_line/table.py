@@ -38,6 +38,7 @@ class Command:
         otherwise it is printed as JSON.
       processes: how it runs in several processes.
       loads_tensorflow: whether it reads data with it.
+      compiles: whether it computes, by programs worth keeping.
     """
 
     summary: str
@@ -48,6 +49,7 @@ class Command:
     text: str | None = None
     processes: Processes = Processes.EACH
     loads_tensorflow: bool = False
+    compiles: bool = False
 
     @property
     def configurable(self) -> str:
@@ -63,6 +65,7 @@ COMMANDS = {
         {"Base.config": "runs/train.gin", **_OPTIMIZER},
         processes=Processes.JOINED,
         loads_tensorflow=True,
+        compiles=True,
     ),
     "eval": Command(
         "evaluate a prompt or a model on a split of a task",
@@ -70,6 +73,7 @@ COMMANDS = {
         {"evaluate.config": "runs/eval.gin"},
         processes=Processes.JOINED,
         loads_tensorflow=True,
+        compiles=True,
     ),
     "experiment": Command(
         "train a grid of the paper's, or your own, with its table and figure",
@@ -82,6 +86,7 @@ COMMANDS = {
         kind="experiments",
         processes=Processes.ALONE,
         loads_tensorflow=True,
+        compiles=True,
     ),
     "audit": Command(
         "say whether prompts treat groups of rows alike, with an exit code for CI",
@@ -89,6 +94,7 @@ COMMANDS = {
         {"audit.config": "runs/audit.gin"},
         rest="prompt_files",
         processes=Processes.ALONE,
+        compiles=True,
     ),
     "design": Command(
         "find a prompt in words for a frozen model, by search or from its errors",
@@ -96,6 +102,7 @@ COMMANDS = {
         {"design.config": "runs/design.gin"},
         text="commands.design:table",
         processes=Processes.ALONE,
+        compiles=True,
     ),
     "tasks": Command(
         "list tasks, show what a model is given of them, check them",
@@ -109,11 +116,13 @@ COMMANDS = {
         "commands.infer:infer",
         {"infer.config": "runs/infer.gin"},
         rest="texts",
+        compiles=True,
     ),
     "serve": Command(
         "answer over HTTP with many prompts on one model",
         "commands.serve:serve",
         processes=Processes.ALONE,
+        compiles=True,
     ),
     "export": Command(
         "write a model as programs that run without this package",
@@ -126,6 +135,7 @@ COMMANDS = {
         "commands.pretrain:pretrain",
         {"pretrain.config": "runs/pretrain.gin", **_OPTIMIZER},
         processes=Processes.ALONE,
+        compiles=True,
     ),
     "plan": Command(
         "say what training or inference needs on TPUs that need not be there",
@@ -148,6 +158,7 @@ COMMANDS = {
         "commands.demo:run",
         processes=Processes.ALONE,
         loads_tensorflow=True,
+        compiles=True,
     ),
 }
 

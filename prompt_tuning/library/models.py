@@ -7,6 +7,7 @@ from prompt_tuning import dtypes, files, trees
 from prompt_tuning.checkpoints import base_models, formats
 from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.data import vocabularies
+from prompt_tuning.devices import compilation_cache
 from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.errors import UserError
 from prompt_tuning.network import quantization
@@ -23,6 +24,9 @@ def load(
     partitioner: Partitioner | None = None,
 ) -> BaseModel:
     """Loads a frozen base model with its vocabulary.
+
+    Programs that are compiled from then on are kept for later processes, unless JAX was
+    told otherwise (see `compilation_cache`).
 
     Args:
       path: a folder that T5X, transformers or this package wrote, a name of the Hugging
@@ -61,6 +65,7 @@ def load(
         )
     if max(config.num_encoder_layers, config.num_decoder_layers) <= FEW_LAYERS:
         config = dataclasses.replace(config, unroll=FEW_LAYERS)
+    compilation_cache.use()
     base = base_models.load(config, source, frozen_dtype=dtype, partitioner=partitioner)
     return dataclasses.replace(base, named_vocabulary=found)
 
