@@ -5,7 +5,9 @@
         --others PYTHON --output benchmarks/results/inference.json
 
 T5 1.1 Small of random weights, a prompt of 20 before 64 tokens of text, 32 rows, 32 new
-tokens and no end. CTranslate2 has no prompts, so its rows have 84 tokens of text. Each
+tokens and no end; or ends after 1 to 32 of them, drawn once for each row and the same for
+all sides. CTranslate2 has no prompts, so its rows have 84 tokens of text. In int8 we
+multiply int8 by int8, as CTranslate2 does. Each
 side is a process that compiles first and then takes one turn after the other, so that
 what else the machine does meets all alike; a ratio is the median over rounds of the
 seconds of PEFT over a side's. PYTHON has torch, transformers, peft and ctranslate2.
@@ -27,7 +29,8 @@ ROWS, PROMPT, TEXT, TOKENS, BEAMS = 32, 20, 64, 32, 4
 # Label sets of this size and length are ranked.
 LABELS, LABEL_TOKENS = 6, 4
 VOCAB_SIZE = 32128
-CASES = ("greedy", "beams", "labels")
+CASES = ("greedy", "free", "beams", "labels")
+INT8 = "int8"
 FIRST_TEXT_ID = 3
 
 
@@ -47,6 +50,13 @@ def labels() -> Any:
     return drawn.astype(np.int32)
 
 
+def ends() -> Any:
+    """After how many tokens each row ends where it does: [B]."""
+    import numpy as np
+
+    return np.random.default_rng(3).integers(1, TOKENS + 1, ROWS)
+
+
 def ours(folder: str, dtype: str) -> dict[str, Callable[[], Any]]:
     """This package, of whichever checkout runs this."""
     import dataclasses
@@ -61,8 +71,23 @@ def ours(folder: str, dtype: str) -> dict[str, Callable[[], Any]]:
     from prompt_tuning.network.prompts import Prompt
     from prompt_tuning.network.transformer import Transformer
 
-    config = dataclasses.replace(load.t5_config("small"), dtype=dtype)
-    base = base_models.load(config, folder, frozen_dtype=dtype, activation_dtype=dtype)
+    config, computed = load.t5_config("small"), dtype
+    if dtype == INT8:
+        config = dataclasses.replace(config, int8_products=True)
+        computed = "float32"
+    base = base_models.load(
+        config, folder, frozen_dtype=dtype, activation_dtype=computed
+    )
+
+    @dataclasses.dataclass(frozen=True)
+    class Ending(decoding.Greedy):
+        """Greedy, and a row has ended when its time has come."""
+
+        def extend(self, state, step, *given):
+            state, token, parents = super().extend(state, step, *given)
+            ended = state.ended | (step + 1 >= np.asarray(ends()))
+            return state._replace(ended=ended), token, parents
+
     model = Model(Transformer(base.config, (Prompt("task", PROMPT),)))
     prompt = np.random.default_rng(2).normal(0, 0.5, (PROMPT, config.emb_dim))
     params = {**base.params, "prompts": {"task": prompt.astype(np.float32)}}
@@ -70,6 +95,7 @@ def ours(folder: str, dtype: str) -> dict[str, Callable[[], Any]]:
     tokens[:, :PROMPT] = VOCAB_SIZE + np.arange(PROMPT)
     strategies = {
         "greedy": decoding.Greedy(TOKENS, eos_id=VOCAB_SIZE),
+        "free": Ending(TOKENS, eos_id=VOCAB_SIZE),
         "beams": decoding.Beam(TOKENS, num_decodes=BEAMS, eos_id=VOCAB_SIZE),
     }
     functions = {
@@ -103,7 +129,9 @@ def peft(folder: str, dtype: str) -> dict[str, Callable[[], Any]]:
     seen = torch.ones_like(tokens)
     choices = torch.from_numpy(labels()).long()
 
-    def generate(beams: int) -> Any:
+    last = torch.from_numpy(ends())
+
+    def generate(beams: int, **more: Any) -> Any:
         return tuned.generate(
             input_ids=tokens,
             attention_mask=seen,
@@ -111,7 +139,12 @@ def peft(folder: str, dtype: str) -> dict[str, Callable[[], Any]]:
             do_sample=False,
             max_new_tokens=TOKENS,
             min_new_tokens=TOKENS,
+            **more,
         )
+
+    def ended(ids: Any, scores: Any, **kwargs: Any) -> Any:
+        # A start token comes first.
+        return ids.shape[1] - 1 >= last
 
     def rank() -> Any:
         # One pass of the encoder, and one of the decoder over all labels of all rows.
@@ -134,6 +167,9 @@ def peft(folder: str, dtype: str) -> dict[str, Callable[[], Any]]:
 
     calls = {
         "greedy": lambda: generate(1),
+        "free": lambda: generate(
+            1, stopping_criteria=transformers.StoppingCriteriaList([ended])
+        ),
         "beams": lambda: generate(BEAMS),
         "labels": rank,
     }
@@ -168,7 +204,7 @@ def ctranslate2(folder: str, dtype: str) -> dict[str, Callable[[], Any]]:
     )
     texts = [[f"<{number}>" for number in row] for row in rows(PROMPT + TEXT)]
 
-    def translate(beams: int) -> Any:
+    def translate(beams: int, **more: Any) -> Any:
         return translator.translate_batch(
             texts,
             max_batch_size=ROWS,
@@ -176,8 +212,10 @@ def ctranslate2(folder: str, dtype: str) -> dict[str, Callable[[], Any]]:
             max_decoding_length=TOKENS,
             min_decoding_length=TOKENS,
             max_input_length=0,
+            **more,
         )
 
+    last = ends()
     targets = [[f"<{number}>" for number in label] for label in labels()]
 
     def rank() -> Any:
@@ -186,6 +224,10 @@ def ctranslate2(folder: str, dtype: str) -> dict[str, Callable[[], Any]]:
 
     return {
         "greedy": lambda: translate(1),
+        # It sorts rows by length, and they are of one: their numbers are as given.
+        "free": lambda: translate(
+            1, callback=lambda made: made.step + 1 >= last[made.batch_id]
+        ),
         "beams": lambda: translate(BEAMS),
         "labels": rank,
     }
@@ -238,15 +280,17 @@ def main() -> None:
         train_step.make_weights("small", pathlib.Path(folder))
         for dtype in options.dtypes:
             sides = [("now", sys.executable, dtype)]
+            if dtype == "float32":
+                sides.append(("now", sys.executable, INT8))
             if options.before:
                 sides.append(("before", os.path.abspath(options.before), dtype))
             if options.others:
                 others = os.path.abspath(options.others)
                 sides.append(("peft", others, dtype))
-                kinds = ["float32", "int8"] if dtype == "float32" else []
+                kinds = ["float32", INT8] if dtype == "float32" else []
                 sides += [("ctranslate2", others, kind) for kind in kinds]
             workers = {
-                side if kind != "int8" else f"{side}_int8": started(
+                side if kind != INT8 else f"{side}_{kind}": started(
                     python, side, folder, kind
                 )
                 for side, python, kind in sides

@@ -137,9 +137,14 @@ def load(
       partitioner: how to spread over devices; by default a whole copy on each.
 
     Raises:
-      UserError: the checkpoint is missing or does not fit the sizes, or the sizes do
-        not fit the devices.
+      UserError: the checkpoint is missing or does not fit the sizes, the sizes do not
+        fit the devices, or products of int8 are asked for with other kernels.
     """
+    if config.int8_products and frozen_dtype != dtypes.INT8:
+        raise UserError(
+            "products of int8 need int8 kernels: give FROZEN_DTYPE='int8' (in Python and "
+            "to serve, dtype), or leave int8_products out"
+        )
     opened = isinstance(checkpoint, Source)
     source = checkpoint if opened else open_checkpoint(checkpoint)
     loading.check_sizes(source, config)

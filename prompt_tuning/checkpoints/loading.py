@@ -38,7 +38,7 @@ _EXPONENTS = {
 # A model is known by its weights in this dtype, whatever they are kept in.
 HASHED = dtypes.FLOATS[dtypes.BFLOAT16]
 # What a run may choose for itself, whatever the checkpoint was trained with.
-FREE = {"attention", "dropout_rate", "dtype", "remat", "unroll"}
+FREE = {"attention", "dropout_rate", "dtype", "int8_products", "remat", "unroll"}
 T = TypeVar("T")
 
 

@@ -136,7 +136,8 @@ def infer(
         "max_input_length": max_input_length,
         "strategy": repr(chosen),
         "seed": seed,
-        "dtypes": f"{frozen_dtype}, {activation_dtype}",
+        "dtypes": f"{frozen_dtype}, {activation_dtype}"
+        + (", int8 products" if config.int8_products else ""),
     }
     progress = job.run(engine, settings, only)
     report.say(f"answered {progress.answered} rows in {_name(job.output)}")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``serve``: answers rows over HTTP with many prompts on one frozen model."""
 
+import dataclasses
 import importlib.util
 import os
 import pathlib
@@ -33,6 +34,7 @@ def serve(
     prompt_rows: PositiveInt = 65_536,
     timeout: Annotated[float, Ge(0.001), Le(86_400)] = 30.0,
     dtype: WeightDtype = "auto",
+    int8_products: bool = False,
     warm_up: Annotated[int, Ge(0), Le(65_536)] = 128,
     force: bool = False,
 ) -> None:
@@ -53,6 +55,7 @@ def serve(
       prompt_rows: prompt positions that the device has room for.
       timeout: seconds from a request to its answer.
       dtype: of the frozen weights: 'auto', 'float32', 'bfloat16', 'int8'.
+      int8_products: with int8 weights, round what they are multiplied with to int8, too.
       warm_up: compile at the start for inputs of so many text tokens; 0 compiles when
         the first of their length arrive.
       force: take prompts that were tuned on another model or vocabulary.
@@ -77,7 +80,9 @@ def serve(
         )
     listener = server.listen(host, port)
     checkpoint = base_models.open_checkpoint(model)
-    config = formats.architecture(checkpoint)
+    config = dataclasses.replace(
+        formats.architecture(checkpoint), int8_products=int8_products
+    )
     source = base_models.load(config, checkpoint, frozen_dtype=dtype)
     store = PromptStore(source, prompt_rows, force=force)
     if prompts is not None:

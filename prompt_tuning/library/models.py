@@ -21,6 +21,7 @@ def load(
     *,
     vocabulary: str | None = None,
     dtype: str = "auto",
+    int8_products: bool = False,
     partitioner: Partitioner | None = None,
 ) -> BaseModel:
     """Loads a frozen base model with its vocabulary.
@@ -36,6 +37,8 @@ def load(
         checkpoint that does not hold its own, as T5X's do not.
       dtype: of the weights: 'float32', 'bfloat16', 'int8', or 'auto', which is bfloat16
         on accelerators and float32 on CPUs.
+      int8_products: with int8 weights, round what they are multiplied with to int8, too
+        (see `T5Config`).
       partitioner: how to spread over devices; by default a whole copy on each.
 
     Raises:
@@ -65,6 +68,7 @@ def load(
         )
     if max(config.num_encoder_layers, config.num_decoder_layers) <= FEW_LAYERS:
         config = dataclasses.replace(config, unroll=FEW_LAYERS)
+    config = dataclasses.replace(config, int8_products=int8_products)
     compilation_cache.use()
     base = base_models.load(config, source, frozen_dtype=dtype, partitioner=partitioner)
     return dataclasses.replace(base, named_vocabulary=found)

@@ -59,18 +59,24 @@ class _Attention(nn.Module):
       head_dim: width D of a head.
       width: H.
       dtype: dtype of the computation; the softmax is float32.
+      int8_products: of the projections; see `layers.Dense`.
     """
 
     num_heads: int
     head_dim: int
     width: int
     dtype: DType
+    int8_products: bool = False
 
     def setup(self):
         joined = self.num_heads * self.head_dim
-        dense = lambda: layers.Dense(joined, ("embed", "joined_kv"), self.dtype)
-        self.query, self.key, self.value = dense(), dense(), dense()
-        self.out = layers.Dense(self.width, ("joined_kv", "embed"), self.dtype)
+        dense = lambda features, *axes: layers.Dense(
+            features, axes, self.dtype, int8_products=self.int8_products
+        )
+        self.query, self.key, self.value = (
+            dense(joined, "embed", "joined_kv") for _ in range(3)
+        )
+        self.out = dense(self.width, "joined_kv", "embed")
 
     def _heads_in_front(self, y: Array) -> Array:  # [B, M, N D] -> [B, N, M, D]
         y = y.reshape(*y.shape[:-1], self.num_heads, self.head_dim)

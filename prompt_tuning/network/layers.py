@@ -65,12 +65,14 @@ class Dense(nn.Module):
       axes: logical axes of the kernel ``[in, features]``.
       dtype: dtype of the computation.
       kernel_init: initialiser of the kernel.
+      int8_products: whether inputs are rounded to int8, too, where the kernel is.
     """
 
     features: int
     axes: tuple[str, str]
     dtype: DType = jnp.float32
     kernel_init: Initializer = mlp_kernel_init
+    int8_products: bool = False
 
     @nn.compact
     def __call__(self, x: Array, where: Where | None = None) -> Array:
@@ -83,12 +85,21 @@ class Dense(nn.Module):
         )
         # On rows of tokens rather than [B, T, in]: the CPU's weight gradient is three
         # times faster, and no other backend minds.
-        rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        # Every dtype of computation holds the integers of an int8 kernel exactly.
-        y = saved_activations.product("ri,io->ro", rows, kernel.astype(self.dtype))
+        rows = x.reshape(-1, x.shape[-1])
+        # Weights of the inputs' dtype are multiplied as they are; otherwise both are made
+        # the computation's, which holds the integers of an int8 kernel exactly.
+        if kernel.dtype != x.dtype:
+            rows = rows.astype(self.dtype)
+        scale = None
         if self.has_variable("params", quantization.SCALE):
             scale = self.get_variable("params", quantization.SCALE)
-            y = (y.astype(jnp.float32) * scale[None]).astype(self.dtype)
+        if scale is not None and self.int8_products:
+            y = quantization.product(rows, kernel, scale)
+        else:
+            kernel = kernel.astype(rows.dtype)
+            y = saved_activations.product("ri,io->ro", rows, kernel, self.dtype)
+            if scale is not None:
+                y = (y.astype(jnp.float32) * scale[None]).astype(self.dtype)
         y = y.reshape(*x.shape[:-1], self.features)
         return adapters.at(self, adapters.OUTPUT, y, where, x)
 
@@ -129,19 +140,21 @@ class MLP(nn.Module):
     activations: Sequence[str]
     dropout_rate: float
     dtype: DType
+    int8_products: bool = False
 
     @nn.compact
     def __call__(
         self, x: Array, where: Where | None = None, *, deterministic: bool
     ) -> Array:  # [B, T, H] -> same
         width = x.shape[-1]
+        dense = functools.partial(
+            Dense, dtype=self.dtype, int8_products=self.int8_products
+        )
         functions = [activation(name) for name in self.activations]
         units = []
         for index in range(len(functions)):
             leaf = "wi" if len(functions) == 1 else f"wi_{index}"
-            units.append(
-                Dense(self.mlp_dim, ("embed", "mlp"), self.dtype, name=leaf)(x, where)
-            )
+            units.append(dense(self.mlp_dim, ("embed", "mlp"), name=leaf)(x, where))
 
         @saved_activations.recomputed
         def gate(*units: Array) -> Array:
@@ -153,7 +166,7 @@ class MLP(nn.Module):
             y, deterministic=deterministic
         )
         y = spmd.with_logical_constraint(y, ("batch", "length", "mlp"))
-        return Dense(width, ("mlp", "embed"), self.dtype, name="wo")(y, where)
+        return dense(width, ("mlp", "embed"), name="wo")(y, where)
 
 
 def activation(name: str) -> Callable[[Array], Array]:
@@ -186,6 +199,7 @@ class Attention(nn.Module):
       over_encoder: whether its keys are encoder positions, where prompts may stand.
       fused: an implementation of `jax.nn.dot_product_attention` ('cudnn', 'xla') to
         use where there is no cache; None computes the products here.
+      int8_products: of the projections; see `Dense`.
     """
 
     num_heads: int
@@ -194,6 +208,7 @@ class Attention(nn.Module):
     dtype: DType
     over_encoder: bool = True
     fused: Literal["cudnn", "xla"] | None = None
+    int8_products: bool = False
 
     @nn.compact
     def __call__(
@@ -210,15 +225,17 @@ class Attention(nn.Module):
     ) -> Array:  # [B, Q, H]
         width = x.shape[-1]
         joined = self.num_heads * self.head_dim
+        dense = functools.partial(
+            Dense, dtype=self.dtype, int8_products=self.int8_products
+        )
         # Keys of the decoder's own positions stand at no prompt.
         sites = {}
         if self.over_encoder:
             sites = {"key": adapters.KEYS, "value": adapters.VALUES}
 
         def project(name: str, inputs: Array, init: Initializer) -> Array:
-            y = Dense(joined, ("embed", "joined_kv"), self.dtype, init, name=name)(
-                inputs, where
-            )
+            axes = ("embed", "joined_kv")
+            y = dense(joined, axes, kernel_init=init, name=name)(inputs, where)
             if name in sites:
                 y = adapters.at(self, sites[name], y, where)
             y = y.reshape(*y.shape[:-1], self.num_heads, self.head_dim)
@@ -269,9 +286,13 @@ class Attention(nn.Module):
             y = jnp.einsum("bnqk,bnkd->bnqd", weights, value)
             y = jnp.swapaxes(y, 1, 2)
         y = y.reshape(*y.shape[:-2], joined)
-        return Dense(
-            width, ("joined_kv", "embed"), self.dtype, attention_kernel_init, name="out"
-        )(y, where)
+        out = dense(
+            width,
+            ("joined_kv", "embed"),
+            kernel_init=attention_kernel_init,
+            name="out",
+        )
+        return out(y, where)
 
     def _check_fused(self, queries: int, keys: int, deterministic: bool) -> None:
         """Refuses what the fused kernel cannot compute.

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frozen kernels as int8: a quarter of float32's memory, half of bfloat16's.
 
-Weight-only and symmetric, with one float32 scale for each output channel: a kernel
-``[..., in, out]`` becomes ``round(kernel / scale)``, and since the scale is the same for
-all inputs of a channel it is multiplied with the product instead of the weights (see
-`layers.Dense`). Embedding table, norms and position bias stay floating: they are looked
-up or added, and small beside the kernels, the table of small models apart.
+Symmetric, with one float32 scale for each output channel: a kernel ``[..., in, out]``
+becomes ``round(kernel / scale)``, and since the scale is the same for all inputs of a
+channel it is multiplied with the product instead of the weights (see `layers.Dense`).
+What is multiplied with them stays as it is, or is rounded to int8, too, where the
+configuration asks for it (`product`). Embedding table, norms and position bias stay
+floating: they are looked up or added, and small beside the kernels, the table of small
+models apart.
 """
 
 from typing import Any
@@ -13,8 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from prompt_tuning import trees
+from prompt_tuning.network import saved_activations
 from prompt_tuning.types import Array, Params
 
 KERNEL, SCALE = "kernel", "kernel_scale"
@@ -40,6 +44,49 @@ def quantize(kernel: np.ndarray | Array) -> tuple[Any, Any]:
     scale = (largest / LARGEST).astype(np.float32)
     scale = xp.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
     return xp.rint(kernel / scale[..., None, :]).astype(np.int8), scale
+
+
+@jax.custom_vjp
+def product(rows: Array, kernel: Array, scale: Array) -> Array:
+    """Multiplies rows by an int8 kernel as integers, which they are rounded to.
+
+    Each row has a scale of its own, found from its largest value (dynamic quantisation
+    for each token, as of LLM.int8(), https://arxiv.org/abs/2208.07339, section 2).
+    Products are summed in int32, so that the rounding of the rows is the only error. The
+    gradient is that of the product with the rows as they were.
+
+    Args:
+      rows: ``[R, in]`` of any floating dtype.
+      kernel: ``[in, out]`` int8.
+      scale: of its channels, ``[out]`` float32.
+
+    Returns:
+      ``[R, out]`` of the rows' dtype.
+    """
+    largest = jnp.max(jnp.abs(rows), axis=-1, keepdims=True).astype(jnp.float32)
+    own = jnp.maximum(largest / LARGEST, jnp.finfo(jnp.float32).tiny)
+    whole = jnp.rint(rows.astype(jnp.float32) / own).astype(jnp.int8)
+    summed = jnp.einsum("ri,io->ro", whole, kernel, preferred_element_type=jnp.int32)
+    result = summed.astype(jnp.float32) * own * scale[None]
+    return checkpoint_name(result.astype(rows.dtype), saved_activations.PRODUCT)
+
+
+def _product_forward(
+    rows: Array, kernel: Array, scale: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    return product(rows, kernel, scale), (kernel, scale)
+
+
+def _product_backward(
+    kept: tuple[Array, Array], slope: Array
+) -> tuple[Array, None, None]:
+    kernel, scale = kept
+    slope = (slope.astype(jnp.float32) * scale[None]).astype(slope.dtype)
+    kernel = kernel.astype(slope.dtype)
+    return saved_activations.product("ro,io->ri", slope, kernel), None, None
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 def quantize_abstract(boxed_params: Params) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from prompt_tuning.types import Array
+from prompt_tuning.types import Array, DType
 
 # The name of what `product` returns, for rematerialisation to keep.
 PRODUCT = "product"
@@ -49,41 +49,57 @@ def _softmax_backward(weights: Array, gradient: Array) -> tuple[Array]:
 softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def product(spec: str, x: Array, y: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def product(spec: str, x: Array, y: Array, dtype: DType | None = None) -> Array:
     """`jnp.einsum` of two arrays of one dtype, summed in float32.
 
-    The result has their dtype. Asked for a float32 result, XLA multiplies bfloat16 on a
-    CPU as such; otherwise it first converts both factors, which takes twice as long. The
-    derivative that JAX would make of that multiplies float32 by bfloat16; this one has
-    products like the first, and keeps a factor only for the gradient of the other.
+    Asked for a float32 result, XLA multiplies bfloat16 on a CPU as such; otherwise it
+    first converts both factors, which takes twice as long. The derivative that JAX would
+    make of that multiplies float32 by bfloat16; this one has products like the first, and
+    keeps a factor only for the gradient of the other.
 
     Args:
       spec: as ``"ri,io->ro"``: two factors, no index that only one of the three has.
       x: the first factor.
       y: the second factor.
+      dtype: of the result; by default that of the factors. The output layer's float32
+        logits of bfloat16 factors take no float32 copy of its weights.
     """
-    return _multiply(spec, x, y)
+    return _multiply(spec, x, y, dtype or x.dtype)
 
 
-def _multiply(spec: str, x: Array, y: Array) -> Array:
-    return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32).astype(x.dtype)
+def _multiply(spec: str, x: Array, y: Array, dtype: DType) -> Array:
+    wide = jnp.promote_types(x.dtype, y.dtype)
+    x, y = x.astype(wide), y.astype(wide)
+    return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32).astype(dtype)
 
 
-def _product_forward(spec: str, x: Any, y: Any):
+def _product_forward(spec: str, x: Any, y: Any, dtype: DType | None):
     kept = x.value if y.perturbed else None, y.value if x.perturbed else None
-    return checkpoint_name(_multiply(spec, x.value, y.value), PRODUCT), kept
+    made = _multiply(spec, x.value, y.value, dtype or x.value.dtype)
+    return checkpoint_name(made, PRODUCT), kept
 
 
-def _product_backward(spec: str, kept: tuple[Array | None, Array | None], slope: Any):
+def _product_backward(
+    spec: str,
+    dtype: DType | None,
+    kept: tuple[Array | None, Array | None],
+    slope: Any,
+):
+    del dtype
     if isinstance(slope, jax.custom_derivatives.SymbolicZero):
         slope = jnp.zeros(slope.shape, slope.dtype)  # pyright: ignore[reportArgumentType]
     x, y = kept
     factors, result = spec.split("->")
     first, second = factors.split(",")
+    # A factor's gradient has its dtype, which is that of the other.
     return (
-        None if y is None else _multiply(f"{result},{second}->{first}", slope, y),
-        None if x is None else _multiply(f"{result},{first}->{second}", slope, x),
+        None
+        if y is None
+        else _multiply(f"{result},{second}->{first}", slope, y, y.dtype),
+        None
+        if x is None
+        else _multiply(f"{result},{first}->{second}", slope, x, x.dtype),
     )
 
 

@@ -35,13 +35,15 @@ class _Block(nn.Module):
 
     def setup(self):
         cfg = self.config
-        heads = (cfg.num_heads, cfg.head_dim, cfg.emb_dim, cfg.dtype)
+        heads = (cfg.num_heads, cfg.head_dim, cfg.emb_dim, cfg.dtype, cfg.int8_products)
         self.pre_self_attention_layer_norm = layers.RMSNorm(cfg.dtype)
         self.self_attention = SelfAttention(*heads)
         self.pre_cross_attention_layer_norm = layers.RMSNorm(cfg.dtype)
         self.encoder_decoder_attention = MemoryAttention(*heads)
         self.pre_mlp_layer_norm = layers.RMSNorm(cfg.dtype)
-        self.mlp = layers.MLP(cfg.mlp_dim, cfg.mlp_activations, 0.0, cfg.dtype)
+        self.mlp = layers.MLP(
+            cfg.mlp_dim, cfg.mlp_activations, 0.0, cfg.dtype, cfg.int8_products
+        )
 
     def memorize(self, encoded: Array, where: Where | None) -> KeysValues:
         """See `MemoryAttention`."""

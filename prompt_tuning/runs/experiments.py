@@ -25,7 +25,14 @@ EXAMPLES = "examples"
 # The base model of a cell, in place of INITIAL_CHECKPOINT_PATH, and how large it is.
 BASE_MODEL, PARAMETERS = "base_model", "parameters"
 # Of a base model's configuration, what is the run's and not the checkpoint's.
-_OF_THE_RUN = ("dropout_rate", "dtype", "remat", "unroll", "attention")
+_OF_THE_RUN = (
+    "dropout_rate",
+    "dtype",
+    "remat",
+    "unroll",
+    "attention",
+    "int8_products",
+)
 # The longest row of a run is at most so many times as long as its shortest prompt wants:
 # all rows are padded to the longest.
 MOST_PADDING = 1.5

@@ -88,7 +88,8 @@ class Loaded:
         settings = self.plan.settings
         return {
             "base_model": self.base.fingerprint,
-            "weights_dtype": self.plan.weights_dtype,
+            "weights_dtype": self.plan.weights_dtype
+            + ", int8 products" * self.base.config.int8_products,
             "objective": settings.objective.identity,
             "seed": settings.seed,
             **self._held,
@@ -153,9 +154,8 @@ def plan(settings: Settings) -> Plan:
         name: max(spec.data.task_feature_lengths.get(name, 0) for spec in members)
         for name in ("inputs", "targets")
     }
-    frozen_dtype = weights_dtype
-    if weights_dtype != dtypes.INT8:
-        frozen_dtype = base_models.resolve_dtype(weights_dtype)
+    floats = weights_dtype != dtypes.INT8
+    frozen_dtype = base_models.resolve_dtype(weights_dtype) if floats else weights_dtype
     dtype = base_models.resolve_dtype(base.activation_dtype)
     # Rows are as long as the longest prompt makes them.
     first, *others = sorted(members, key=lambda spec: -spec.prompt_length)

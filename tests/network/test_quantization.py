@@ -4,6 +4,7 @@
 import dataclasses
 import gc
 import json
+import re
 import weakref
 
 import flax.linen as nn
@@ -13,8 +14,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from prompt_tuning import cli, trees
+from prompt_tuning import cli, decoding, trees
 from prompt_tuning.checkpoints import base_models, layout, loading, model_file, source
+from prompt_tuning.commands import demo
 from prompt_tuning.devices import sharding
 from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.errors import UserError
@@ -110,6 +112,90 @@ def test_dense_multiplies_its_outputs_by_the_scale(dtype):
         found, wanted = (np.asarray(z, np.float32) for z in (found, wanted))
         largest = float(np.max(np.abs(wanted)))
         np.testing.assert_allclose(found, wanted, rtol=near, atol=near * largest)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_product_of_int8_loses_the_rounding_of_its_rows_alone(dtype):
+    """Rows of any size, each as it is alone; one of zeros gives zeros."""
+    weights, scale = quantization.quantize(jnp.asarray(random(32, 16)))
+    kernel = restored(weights, scale)
+    sizes = np.float32([1, 1e-20, 1e20, 0])[:, None]
+    rows = jnp.asarray(random(4, 32, seed=1) * sizes, dtype)
+    found = quantization.product(rows, weights, scale)
+    assert found.dtype == jnp.dtype(dtype)
+    exact = np.asarray(rows, np.float32) @ kernel
+    largest = np.max(np.abs(np.asarray(rows, np.float32)), axis=-1, keepdims=True)
+    # Half a step of each input, and what the result's own dtype rounds.
+    most = 0.5 * largest / 127 * np.abs(kernel).sum(0)
+    most += np.abs(exact) * float(jnp.finfo(dtype).eps)
+    moved = np.abs(np.asarray(found, np.float32) - exact)
+    assert np.all(moved <= 1.001 * most) and np.any(moved[0] > 0)
+    for number in range(4):
+        alone = quantization.product(rows[number : number + 1], weights, scale)
+        np.testing.assert_array_equal(alone[0], found[number])
+
+
+def test_the_gradient_of_a_product_of_int8_is_that_of_the_whole_rows():
+    weights, scale = quantization.quantize(jnp.asarray(random(32, 16)))
+    rows, slope = jnp.asarray(random(4, 32, seed=1)), jnp.asarray(random(4, 16, seed=2))
+    _, backward = jax.vjp(lambda x: quantization.product(x, weights, scale), rows)
+    np.testing.assert_allclose(
+        backward(slope)[0], slope @ restored(weights, scale).T, rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["t5_1_1", "t5_1_0"])
+def test_with_products_of_int8_no_kernel_becomes_a_float(
+    quantized, tiny_config, tiny_batch, tied
+):
+    """In encoder, decoder and output layer, ranking as well as decoding."""
+    _, params = quantized
+    config = dataclasses.replace(
+        tiny_config, int8_products=True, logits_via_embedding=tied
+    )
+    model, tokens = Model(Transformer(config)), tiny_batch["encoder_input_tokens"]
+    labels = jnp.ones((2, 3), jnp.int32)
+    floated = re.compile(r"stablehlo\.convert .*xi8>\) -> tensor<.*x(f32|bf16)>")
+    for program in (
+        lambda params: model.rank(params, tokens, labels),
+        lambda params: model.predict(params, tokens, decoding.Greedy(3)),
+    ):
+        text = jax.jit(program).lower(params).as_text()
+        assert not floated.search(text)
+        products = re.findall(r"dot_general .*xi8>, tensor<.*xi8>\) -> .*xi32>", text)
+        assert len(products) >= 10
+
+
+def test_products_of_int8_need_int8_kernels(tiny_config, quantized):
+    config = dataclasses.replace(tiny_config, int8_products=True)
+    with pytest.raises(UserError, match="need int8 kernels: give FROZEN_DTYPE='int8'"):
+        base_models.load(config, quantized[0])
+
+
+def test_the_embedded_model_answers_alike_with_products_of_int8():
+    """Of 24 rankings of labels, all but close calls."""
+    loaded = base_models.load(demo.CONFIG, demo.CHECKPOINT, frozen_dtype="int8")
+    rounded = dataclasses.replace(loaded.config, int8_products=True)
+    words = loaded.vocabulary.encode(
+        "a gorgeous , witty , dull , tedious mess . it was"
+    )
+    drawn = np.random.default_rng(0).choice(words, (24, 12)).astype(np.int32)
+    pieces = [loaded.vocabulary.encode(label) for label in ("negative", "positive")]
+    labels = np.zeros((2, max(map(len, pieces))), np.int32)
+    for row, ids in zip(labels, pieces):
+        row[: len(ids)] = ids
+    first, second = (
+        np.asarray(
+            jax.jit(Model(Transformer(config)).rank)(loaded.params, drawn, labels)
+        )
+        for config in (loaded.config, rounded)
+    )
+    margin = first[:, 1] - first[:, 0]
+    moved = np.abs(second[:, 1] - second[:, 0] - margin)
+    assert 0 < moved.max() < 0.5 and moved.mean() < 0.15, (moved.max(), moved.mean())
+    clear = np.abs(margin) > 0.5
+    assert clear.sum() >= 8
+    np.testing.assert_array_equal(second.argmax(1)[clear], first.argmax(1)[clear])
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A step of decoding: nothing large moves in it, and it says what the decoder says."""
 
+import dataclasses
 import math
 import re
 
@@ -12,6 +13,8 @@ import pytest
 from prompt_tuning.decoding import Beam, Greedy, Sampling
 from prompt_tuning.network import losses, token_step
 from prompt_tuning.network.cached_attention import FIRST_STEPS, blocks_of
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.transformer import Transformer
 
 # Nothing makes this token likely: decodes never end.
 NEVER = 255
@@ -87,6 +90,25 @@ def test_only_what_is_written_moves(name, tiny_model, tiny_params, tiny_batch):
     # Keys and values of each layer, in place.
     writes = [each for each in found if each == ("dynamic-update-slice", cache)]
     assert len(writes) == 2 * config.num_decoder_layers
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["t5_1_1", "t5_1_0"])
+def test_logits_take_no_float32_copy_of_bfloat16_weights(
+    tied, tiny_config, tiny_params, tiny_batch
+):
+    config = dataclasses.replace(
+        tiny_config, dtype="bfloat16", logits_via_embedding=tied
+    )
+    model, tokens = Model(Transformer(config)), tiny_batch["encoder_input_tokens"]
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny_params)
+    decode = jax.jit(lambda params: model.predict(params, tokens, Greedy(3)))
+    text = decode.lower(params).as_text()
+    widened = re.findall(r"convert .*tensor<([\dx]+)xbf16>\) -> tensor<.*xf32>", text)
+    # The states before a norm are, of several positions at once or of one.
+    assert widened
+    assert not [
+        shape for shape in widened if str(config.vocab_size) in shape.split("x")
+    ]
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
