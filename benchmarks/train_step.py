@@ -8,9 +8,8 @@ does meets both alike, and the one whose turn it is not waits for its next line 
 Before anything is timed, loss and gradient of the prompt are compared: both sides then
 are known to compute the same thing. The optimizer is AdamW on the prompt alone.
 
-Our side has huge pages, as everything that the command line runs (see
-`prompt_tuning.huge_pages`), and PEFT has not; rows of one length are also measured the
-other way. A turn is ``--examples``, so that memory is taken again and again as in training.
+Rows of one length are also measured with memory in huge pages, on both sides. A turn is
+``--examples``, so that memory is taken again and again as in training.
 
 ``--real`` takes Rotten Tomatoes sentences instead of rows of one length: PEFT pads a
 batch to its longest sentence, as its users' collators do; ours pads to the next edge
@@ -37,11 +36,11 @@ from typing import Any
 import load
 from train_step_sides import LEARNING_RATE, Example
 
-from prompt_tuning.devices import huge_pages
-
 UNSAID = ("output", "python")
 # How far apart loss and gradient may lie, as a share of their size.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15}
+# What asks glibc, from 2.35, for pages of 2 MiB where Linux gives them to those who ask.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 class Process:
@@ -51,7 +50,7 @@ class Process:
         self, name: str, folder: pathlib.Path, python: str, huge: bool, alone: bool
     ):
         script = pathlib.Path(__file__).with_name("train_step_sides.py")
-        self._environ = huge_pages.environment() if huge else os.environ
+        self._environ = {**os.environ, **(HUGE_PAGES if huge else {})}
         self._command = [python, str(script), name, str(folder)]
         self._alone = alone
         self._process: subprocess.Popen | None = None
@@ -167,13 +166,13 @@ def specs(
     names = (*names, "gradient_checkpointing")
     shared = {name: getattr(options, name) for name in names}
     shared |= {"dtype": dtype, "folder": str(folder / "model"), "row": 0}
-    ours = {**shared, "side": "prompt_tuning", "huge_pages": True}
+    ours = {**shared, "side": "prompt_tuning", "huge_pages": False}
     peft = {**shared, "side": "peft", "huge_pages": False}
     found = {"prompt_tuning": ours, "peft": peft}
     if options.real:
         found["packed"] = {**ours, "row": options.row}
     elif options.device == "cpu":
-        found["prompt_tuning_small_pages"] = {**ours, "huge_pages": False}
+        found["prompt_tuning_huge_pages"] = {**ours, "huge_pages": True}
         found["peft_huge_pages"] = {**peft, "huge_pages": True}
     return found
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from prompt_tuning.command_line import arguments
 from prompt_tuning.command_line.table import COMMANDS, Command, Processes, load
-from prompt_tuning.devices import huge_pages
 from prompt_tuning.errors import UserError, printable
 
 
@@ -115,8 +114,6 @@ def _import_quietly(name: str) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point: 0 on success, 2 (or the error's own) and a line on a user's mistake."""
-    if words is None and not arguments.only_asks(sys.argv[1:]):
-        huge_pages.restart()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         run(sys.argv[1:] if words is None else words)
