@@ -100,8 +100,8 @@ def right(
         output_dir=str(folder),
         frozen_dtype=dtype,
     )
-    lines = (folder / "predictions.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    with (folder / "predictions.jsonl").open(encoding="utf-8", newline="\n") as lines:
+        rows = [json.loads(line) for line in lines]
     return np.array([row["answer"] == row["target"] for row in rows])
 
 
@@ -226,7 +226,9 @@ def times(config: T5Config, products: bool, batch: int, rounds: int) -> dict[str
 def main() -> None:
     """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument(
+        "--steps", type=int, default=300, help="of tuning; 0: no tuning"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--int8_products", action="store_true")
     parser.add_argument("--output", type=pathlib.Path)
@@ -247,7 +249,7 @@ def main() -> None:
         "tuned": {},
     }
     with tempfile.TemporaryDirectory() as parent:
-        for dtype in DTYPES:
+        for dtype in DTYPES if options.steps else ():
             folder = pathlib.Path(parent, dtype)
             prompt = tune(folder, configs[dtype], dtype, options.steps)
             answers = {
