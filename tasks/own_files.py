@@ -144,16 +144,20 @@ def _sql_rows(name: str) -> Iterator[tuple[str, Row]]:
                     )
                     text = text.replace(variable["name"], value)
                     sql = sql.replace(variable["name"], value)
-                yield _sql_split(sentence["question-split"]), Row(text, sql, [sql])
+                split = _sql_split(sentence["question-split"], text)
+                yield split, Row(text, sql, [sql])
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(f"{path} has no questions with SQL: {error!r}") from error
 
 
-def _sql_split(split: str) -> str:
-    """Small sets have numbered folds: 0 is the test split, 1 validation."""
-    return {"dev": "validation", "0": "test", "1": "validation"}.get(
-        split, "train" if split.isdigit() else split
-    )
+def _sql_split(split: str, text: str) -> str:
+    """The authors' split; small sets have numbered folds, of which all have each question.
+
+    There the question itself decides, so that none that is asked in test is trained on.
+    """
+    if split.isdigit():
+        return rotten_tomatoes.split_of(text)
+    return "validation" if split == "dev" else split
 
 
 def _instruction_rows(file: str) -> Iterator[tuple[str, Row]]:

@@ -216,7 +216,7 @@ def checked(
     vocabulary = provider.output_features["targets"].vocabulary
     examples.vocab_size(vocabulary, name)
     known = labels.label_set(name)
-    found = [*_of_variants(name), *lint.of_labels(known, vocabulary, lengths)]
+    found = [*of_variants(name), *lint.of_labels(known, vocabulary, lengths)]
     splits: dict[str, list[Row]] = {}
     for task in seqio.get_subtasks(provider):
         for split in task.splits:
@@ -230,8 +230,12 @@ def checked(
     return {split: len(rows) for split, rows in splits.items()}, found
 
 
-def _of_variants(name: str) -> Iterator[Finding]:
-    """Whether a task is what its name says, beside the others of its own name."""
+def of_variants(name: str) -> Iterator[Finding]:
+    """Whether a task is what its name says, beside the others of its own name.
+
+    Args:
+      name: of a registered task or mixture; no row of it is read.
+    """
     before, own, behind = parted(name)
     provider = seqio.get_mixture_or_task(name)
     for task in seqio.get_subtasks(provider):

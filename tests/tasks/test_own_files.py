@@ -9,8 +9,9 @@ import pytest
 import seqio
 
 import prompt_tuning.tasks  # noqa: F401  (registers the tasks)
-from prompt_tuning.data import examples
+from prompt_tuning.data import examples, lint
 from prompt_tuning.errors import UserError
+from prompt_tuning.runs import task_view
 from prompt_tuning.tasks import labels, own_files, rotten_tomatoes
 
 pytestmark = pytest.mark.tasks
@@ -41,6 +42,12 @@ def all_rows(name):
             for row in ds.as_numpy_iterator()
         ]
     return found
+
+
+def faults(name):
+    """What the linter finds at fault in a task's real rows."""
+    _, found = task_view.checked(name, 1000, None)
+    return [each for each in found if each.level == lint.FAULT]
 
 
 def write(path, rows):
@@ -150,9 +157,10 @@ def test_questions_with_sql(shared, tmp_path, monkeypatch):
     assert execution(queries, queries)["sql_execution"] > 98
     other = execution(queries, queries[1:] + queries[:1])["sql_execution"]
     assert 0 <= other < 30
-    # Ten numbered folds.
+    # Ten numbered folds, all of which have the same questions.
     found = all_rows("text_to_sql_restaurants")
     assert set(found) == {"train", "validation", "test"}
+    assert not faults("text_to_sql_geography") + faults("text_to_sql_restaurants")
 
 
 def test_instructions(shared, monkeypatch):
@@ -167,3 +175,4 @@ def test_instructions(shared, monkeypatch):
     )
     assert text.startswith("What is the relation between the given pairs? Night")
     assert target.startswith("The relation between the given pairs")
+    assert not faults("self_instruct_seed") + faults("self_instruct_user_oriented")

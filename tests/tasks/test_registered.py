@@ -13,7 +13,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import prompt_tuning.tasks  # noqa: F401  (registers the tasks)
-from prompt_tuning.data import examples
+from prompt_tuning.data import examples, lint
+from prompt_tuning.runs import task_view
 from prompt_tuning.tasks import (
     c4,
     features,
@@ -98,6 +99,19 @@ def test_parts_of_a_mixture_are_of_its_kind(kind):
             assert all(part.startswith(kind) for part in parts), name
         elif not name.startswith(others):
             assert not any(begins), name
+
+
+def test_the_linter_finds_no_fault_in_any_task():
+    """In names, variants and metrics of all, in the labels of those of our vocabulary."""
+    faults = {}
+    for name in sorted(REGISTERED):
+        found = [*task_view.of_variants(name)]
+        if name.startswith("mini_"):
+            known = labels.label_set(name)
+            found += lint.of_labels(known, features.vocabulary("mini"), LENGTHS)
+        if wrong := [each for each in found if each.level == lint.FAULT]:
+            faults[name] = wrong
+    assert not faults
 
 
 def compared(task, target, prediction, **example):
