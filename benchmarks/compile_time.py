@@ -7,10 +7,12 @@ Layers are scanned, so the program of a model holds one layer of each kind howev
 it has; what is left is what a compiler does more for larger arrays. Both sizes take the
 same rows and lengths, are compiled in turn, and nothing is cached or allocated. The
 default is this machine's own compiler; ``--topology v6e:1x1`` asks the TPU's, which
-needs libtpu: pip install -e ".[plan]".
+needs libtpu: pip install -e ".[plan]". ``--step decode`` compiles the decoding, whose layers
+are apart where the decoder is not too large.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import statistics
@@ -25,14 +27,18 @@ from prompt_tuning import files, report
 from prompt_tuning.devices import topologies
 from prompt_tuning.planning import memory_report
 from prompt_tuning.planning.checks import with_batch
+from prompt_tuning.planning.workload import STEPS, TRAIN
 
 
-def seconds(size: str, place: topologies.Topology, rows: int) -> dict[str, float]:
+def seconds(
+    size: str, place: topologies.Topology, rows: int, step: str
+) -> dict[str, float]:
     """Tracing and lowering, compiling, and the length of the program between.
 
     Processor seconds, of all threads, do not depend on what else the machine does.
     """
     work = with_batch(workload(size, "bfloat16"), rows)
+    work = dataclasses.replace(work, step=step)
     clocks = lambda: np.array([time.perf_counter(), time.process_time()])
     started = clocks()
     lowered = memory_report.lower(work, place)
@@ -56,6 +62,7 @@ def main() -> None:
     parser.add_argument("--topology", default=topologies.LOCAL)
     parser.add_argument("--sizes", nargs="+", default=["small", "xxl"], choices=SIZES)
     parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--step", default=TRAIN, choices=STEPS)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
@@ -63,7 +70,7 @@ def main() -> None:
     times: dict[str, list[dict[str, float]]] = {size: [] for size in options.sizes}
     for _ in range(options.repeats):
         for size in options.sizes:
-            times[size].append(seconds(size, place, options.rows))
+            times[size].append(seconds(size, place, options.rows, options.step))
             report.say(f"{size}: {times[size][-1]}")
     median = lambda size, name: statistics.median(each[name] for each in times[size])
     first, last = options.sizes[0], options.sizes[-1]
@@ -78,8 +85,9 @@ def main() -> None:
     kept = {}
     if options.output is not None and options.output.exists():
         kept = json.loads(options.output.read_text())
-    # One file for all compilers, each with its own figures.
-    kept[options.topology] = found
+    # One file for all compilers and steps, each with its own figures.
+    told = "" if options.step == TRAIN else f", {options.step}"
+    kept[f"{options.topology}{told}"] = found
     print(json.dumps(found, indent=2))
     if options.output is not None:
         files.write_json(options.output, kept)
