@@ -43,6 +43,11 @@ class Composed(Method, kind="composed"):
                     f"Composed.parts: {part.kind!r} moves the model itself, which others "
                     "cannot share; leave it out"
                 )
+            if part.has_lesson:
+                raise UserError(
+                    f"Composed.parts: {part.describe()} learns from answers of the model "
+                    "without the other parts; leave it out"
+                )
         if sum(part.has_prompt for part in parts) > 1:
             raise UserError(
                 f"Composed.parts={kinds}: more than one has a prompt; keep one of these"

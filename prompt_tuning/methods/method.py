@@ -43,6 +43,11 @@ METHODS: dict[str, type["Method"]] = {}
 Materialize = Callable[[Params, Params], Params]
 # What a member's loss has beside that of its examples, of the same.
 Penalty = Callable[[Params, Params], Array]
+# From the rows of a pupil and those of its teacher, [P, H] each, to how far apart their
+# answers to a member's examples are.
+Compare = Callable[[Array, Array], Array]
+# What a member's loss has beside that for its answers to examples.
+Lesson = Callable[[Params, Params, Compare], Array]
 # What a method tunes for one prompt: an array, or named ones.
 Leaves = Any
 
@@ -176,6 +181,30 @@ class Method:
         """Whether there is a `penalty`; without one a step does not ask."""
         return type(self).penalty is not Method.penalty
 
+    def lesson(self, leaves: Leaves, base: Params, compare: Compare) -> Array | float:
+        """What is added to the loss of a step for other prompts' answers to its batch.
+
+        Args:
+          leaves: what `init` gave, tuned.
+          base: the parameters that nobody moves, as the network has them.
+          compare: see `network.comparison.comparer`; each call reads the batch twice.
+        """
+        del leaves, base, compare
+        return 0.0
+
+    @property
+    def has_lesson(self) -> bool:
+        """Whether there is a `lesson`; without one a step does not ask."""
+        return type(self).lesson is not Method.lesson
+
+    @property
+    def beside_examples(self) -> dict[str, Any]:
+        """What a member's loss has beside that of its examples, by its field's name."""
+        return {
+            "penalty": self.penalize if self.has_penalty else None,
+            "lesson": self.teach if self.has_lesson else None,
+        }
+
     def rate_factors(self) -> Mapping[str, float]:
         """By the name of a leaf, or of a dict of leaves, the multiple of its rate."""
         return {}
@@ -235,6 +264,17 @@ class Method:
         """
         _, name, leaves = _parted(tuned)
         return jnp.asarray(self.penalty(leaves, with_own(base, name)))
+
+    def teach(self, tuned: Params, base: Params, compare: Compare) -> Array:
+        """The `lesson` of a member.
+
+        Args:
+          tuned: its leaves where `place` has put them.
+          base: the parameters that nobody moves.
+          compare: how far apart two prompts' answers to its examples are.
+        """
+        _, name, leaves = _parted(tuned)
+        return jnp.asarray(self.lesson(leaves, with_own(base, name), compare))
 
 
 def split(params: Params, rules: trees.Rules) -> tuple[dict, dict]:

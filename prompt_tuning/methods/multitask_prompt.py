@@ -8,9 +8,11 @@ prompt itself: the start of PEFT, small random numbers, wipes it out.
 To carry what several tasks share to another, start from a prompt of all of them (a run
 over their mixture), and tune this from there. Or name prompts that were tuned on these
 tasks as teachers: the shared prompt is then distilled from them while the task is tuned,
-each teacher being the shared prompt times vectors of its own. The paper draws the student's
-logits and hidden states to those of the teacher; here it is the prompts themselves that
-are drawn together, which needs neither the teachers' data nor a second pass of the model.
+each teacher being the shared prompt times vectors of its own. Two ways may be joined. The
+prompts themselves are drawn together, which needs no pass of the model. And, as in the
+paper, what the model says and holds with the pupil's product is drawn to what it says and
+holds with the teacher. The paper does so on the rows of each teacher's task; a run has rows
+of one task, and all teachers are asked about these.
 """
 
 import dataclasses
@@ -19,7 +21,7 @@ from collections.abc import Mapping, Sequence
 import jax.numpy as jnp
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.methods.method import HELD, Leaves, Method, Start
+from prompt_tuning.methods.method import HELD, Compare, Leaves, Method, Start
 from prompt_tuning.types import Array, Params
 
 
@@ -30,10 +32,16 @@ class MultitaskPrompt(Method, kind="multitask_prompt"):
     Attributes:
       teachers: the files of prompts that are distilled; they must be as long as this one.
       distillation: weight of the distance to them.
+      answers: weight of the distance of answers to those with them (the paper's lambda,
+        which is 0.9 there): per target token, weighted and divided as the loss is, the
+        Kullback-Leibler divergence of the pupil's distribution from the teacher's and the
+        mean squared distance of the decoder's last states. 0 for none, which saves two
+        passes of the model for each teacher.
     """
 
     teachers: Sequence[str] = ()
     distillation: float = 0.01
+    answers: float = 0.0
 
     def __post_init__(self):
         if isinstance(self.teachers, str):
@@ -45,6 +53,15 @@ class MultitaskPrompt(Method, kind="multitask_prompt"):
             raise UserError(
                 f"MultitaskPrompt.distillation={self.distillation} must be above 0: "
                 "leave the teachers out for none"
+            )
+        if not self.answers >= 0:
+            raise UserError(
+                f"MultitaskPrompt.answers={self.answers} must be 0 or more: 0 is for none"
+            )
+        if self.answers and not self.teachers:
+            raise UserError(
+                f"MultitaskPrompt.answers={self.answers} draws to answers of teachers, "
+                "and there are none: name their files as TEACHERS"
             )
         object.__setattr__(self, "teachers", tuple(self.teachers))
 
@@ -101,6 +118,20 @@ class MultitaskPrompt(Method, kind="multitask_prompt"):
     def has_penalty(self) -> bool:
         """Only teachers bring one."""
         return bool(self.teachers)
+
+    def lesson(self, leaves: Leaves, base: Params, compare: Compare) -> Array | float:
+        """The weighted distance of answers, averaged over the teachers."""
+        if not self.has_lesson:
+            return 0.0
+        pupils = _product(leaves["shared"], leaves["of_teachers"])  # [K, P, H]
+        pairs = zip(pupils, base[HELD]["teachers"], strict=True)
+        apart = [compare(pupil, teacher) for pupil, teacher in pairs]
+        return self.answers * jnp.mean(jnp.stack(apart))
+
+    @property
+    def has_lesson(self) -> bool:
+        """Only teachers whose answers count bring one."""
+        return self.answers > 0
 
 
 def _product(shared: Array, vectors: Mapping[str, Array]) -> Array:

@@ -155,13 +155,16 @@ class Model:
             logits = self._apply(params, hidden, method="logits")
             return of_logits(logits, targets)
 
+        targets = batch["decoder_target_tokens"]
+        return losses.by_chunks(of_hidden, self.piece(hidden), hidden, targets)
+
+    def piece(self, hidden: Array) -> int:  # of [B, S, H]
+        """The most positions whose logits are held at a time."""
         # While a program for several devices is traced, shapes are those of all.
         mesh = jax.sharding.get_abstract_mesh().shape
         rows = hidden.shape[0] / mesh.get(sharding.DATA, 1)
         width = self.network.config.vocab_size / mesh.get(sharding.MODEL, 1)
-        size = max(1, int(self.max_logit_bytes / (4 * rows * width)))
-        targets = batch["decoder_target_tokens"]
-        return losses.by_chunks(of_hidden, size, hidden, targets)
+        return max(1, int(self.max_logit_bytes / (4 * rows * width)))
 
     def loss(
         self,

@@ -23,6 +23,7 @@ from prompt_tuning.methods import registry
 from prompt_tuning.methods.method import HELD, Method, Start, assemble
 from prompt_tuning.methods.prompt_tuning import PromptTuning
 from prompt_tuning.network import quantization
+from prompt_tuning.network.comparison import CompareAs
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.network.transformer import T5Config, Transformer
@@ -102,6 +103,7 @@ class Workload:
                 self.num_microbatches,
                 self._assemble,
                 self._penalize if self.method.has_penalty else None,
+                self._teach if self.method.has_lesson else None,
             )
         if self.step == RANK:
             return lambda tuned, frozen, batch: self.model.rank(
@@ -119,6 +121,12 @@ class Workload:
 
     def _penalize(self, tuned: Mapping[str, Params], frozen: Params) -> PyTree:
         return self.method.penalize(tuned[MEMBER], frozen)
+
+    def _teach(
+        self, tuned: Mapping[str, Params], frozen: Params, compare: CompareAs
+    ) -> PyTree:
+        own = functools.partial(compare, MEMBER)
+        return self.method.teach(tuned[MEMBER], frozen, own)
 
     @property
     def donated(self) -> tuple[int, ...]:

@@ -250,7 +250,7 @@ def load(
                 by_likelihood=settings.by_likelihood,
             ),
             materialize=spec.method.materialize,
-            penalty=spec.method.penalize if spec.method.has_penalty else None,
+            **spec.method.beside_examples,
         )
         for spec, draw in zip(specs, batches, strict=True)
     ]

@@ -24,7 +24,13 @@ from prompt_tuning.devices.partitioner import Partitioner
 from prompt_tuning.network.model import Model
 from prompt_tuning.training import shared_batches
 from prompt_tuning.training.interruption import Interrupted, Interruption
-from prompt_tuning.training.members import Member, Result, assembler, penalties
+from prompt_tuning.training.members import (
+    Member,
+    Result,
+    assembler,
+    lessons,
+    penalties,
+)
 from prompt_tuning.training.prefetch import Pace, Prefetch
 from prompt_tuning.training.run_state import Progress, optimizer
 from prompt_tuning.training.schedule import Schedule
@@ -99,6 +105,7 @@ def fit(
     )
     ahead, late = _placing(mesh)
     assemble, penalize = assembler(everyone, bank), penalties(everyone)
+    teach = lessons(everyone)
     pace = Pace()
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption(can_save=model_dir is not None))
@@ -120,7 +127,7 @@ def fit(
             others = trees.merge(frozen, progress.part(frozen))
             tx = optimizer(progress.active)
             train_step = jax.jit(
-                make_train_step(model, tx, num_microbatches, assemble, penalize),
+                make_train_step(model, tx, num_microbatches, assemble, penalize, teach),
                 donate_argnums=0,
                 out_shardings=(progress.places()[1], None),
             )

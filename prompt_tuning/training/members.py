@@ -6,6 +6,7 @@ one member depends on another.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,8 @@ import optax
 
 from prompt_tuning import trees
 from prompt_tuning.methods import method
-from prompt_tuning.methods.method import Materialize, Penalty, as_is
+from prompt_tuning.methods.method import Lesson, Materialize, Penalty, as_is
+from prompt_tuning.network.comparison import CompareAs
 from prompt_tuning.network.prompts import Prompt
 from prompt_tuning.training.best_evaluation import Selection
 from prompt_tuning.training.usage import Usage
@@ -42,6 +44,7 @@ class Member:
       evaluate: gives the validation metrics of (its own tuned, the frozen) leaves.
       materialize: makes its part of the network's parameters of the same.
       penalty: what its loss has beside that of its examples, of the same.
+      lesson: what its loss has for other prompts' answers to its examples.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Member:
     evaluate: Evaluate | None = None
     materialize: Materialize = as_is
     penalty: Penalty | None = None
+    lesson: Lesson | None = None
 
 
 def assembler(
@@ -81,6 +85,25 @@ def penalties(
 
     def total(tuned: Mapping[str, Params], frozen: Params) -> Array:
         found = [own[name](tuned[name], frozen) for name in own if name in tuned]
+        return sum(found, jnp.zeros(()))
+
+    return total
+
+
+def lessons(
+    everyone: Sequence[Member],
+) -> Callable[[Mapping[str, Params], Params, CompareAs], Array] | None:
+    """What makes the sum of the lessons of those who take part; None without any."""
+    own = {m.name: m.lesson for m in everyone if m.lesson is not None}
+    if not own:
+        return None
+
+    def total(tuned: Mapping[str, Params], frozen: Params, compare: CompareAs) -> Array:
+        found = [
+            own[name](tuned[name], frozen, functools.partial(compare, name))
+            for name in own
+            if name in tuned
+        ]
         return sum(found, jnp.zeros(()))
 
     return total

@@ -11,6 +11,7 @@ import optax
 
 from prompt_tuning import trees
 from prompt_tuning.network import losses
+from prompt_tuning.network.comparison import CompareAs, comparer
 from prompt_tuning.network.model import Model
 from prompt_tuning.types import Array, Batch, Params, PyTree
 
@@ -46,6 +47,8 @@ class TrainState:
 Assemble = Callable[[Mapping[str, Params], Params], Params]
 # From the same to what the loss has beside that of the examples.
 Penalize = Callable[[Mapping[str, Params], Params], Array]
+# From the same, and what compares prompts' answers to the batch, to what they cost.
+Teach = Callable[[Mapping[str, Params], Params, CompareAs], Array]
 TrainStep = Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Array]]]
 
 
@@ -60,6 +63,7 @@ def make_train_step(
     num_microbatches: int = 1,
     assemble: Assemble = merged,
     penalize: Penalize | None = None,
+    teach: Teach | None = None,
 ) -> TrainStep:
     """Builds the pure function of one step.
 
@@ -74,10 +78,11 @@ def make_train_step(
       assemble: makes parameters of the members' leaves and the frozen ones.
       penalize: gives what is added to the loss of a step, however many examples there
         are.
+      teach: gives what is added for other prompts' answers to the batch.
 
     Returns:
       ``(state, frozen, batch) -> (state, metrics)``; the metrics are those of
-      `Model.loss`, without penalties, and ``grad_norm``, which has their shape.
+      `Model.loss`, without penalties and lessons, and ``grad_norm``, which has their shape.
     """
 
     def gradient(
@@ -95,6 +100,10 @@ def make_train_step(
             loss, metrics = model.loss(params, batch, rng if dropout else None, divisor)
             if penalize is not None:
                 loss += penalize(tuned, frozen) / num_microbatches
+            if teach is not None:
+                dropout_rng = rng if dropout else None
+                compare = comparer(model, params, batch, dropout_rng, divisor)
+                loss += teach(tuned, frozen, compare)
             return loss, metrics
 
         (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.tuned)

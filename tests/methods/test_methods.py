@@ -2,6 +2,7 @@
 """Every method that makes prompts: what moves, what it stands for, side by side."""
 
 import dataclasses
+import functools
 import itertools
 
 import flax.linen as nn
@@ -39,11 +40,12 @@ from prompt_tuning.methods.superposed_prompt import SuperposedPrompt
 from prompt_tuning.methods.wayward_prompt import WaywardPrompt
 from prompt_tuning.network import quantization
 from prompt_tuning.network.adapters import Where
+from prompt_tuning.network.comparison import comparer
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.prompts import Prompt, virtual_ids
 from prompt_tuning.network.transformer import T5Config, Transformer
 from prompt_tuning.training import loop, optimizers
-from prompt_tuning.training.members import Member, assembler, penalties
+from prompt_tuning.training.members import Member, assembler, lessons, penalties
 from prompt_tuning.training.schedule import Schedule
 from prompt_tuning.training.step import TrainState, make_train_step
 
@@ -67,6 +69,7 @@ METHODS["dept_short"] = DePT(rank=3, places=3)
 METHODS["attempt"] = Attempt(("one", "two"), bottleneck=3, temperature=1.0)
 METHODS["attempt_one"] = Attempt(("one",), bottleneck=2)
 METHODS["multitask_prompt_distilled"] = MultitaskPrompt(("one", "two"))
+METHODS["multitask_prompt_taught"] = MultitaskPrompt(("one", "two"), answers=0.9)
 # Those that put something into the layers, beside a prompt that does not.
 IN_LAYERS = {
     name: method
@@ -126,7 +129,7 @@ def member(name, method, seed=0):
         tx=method.optimizer(ADAMW),
         batches=lambda start: batches(seed, start, method.has_prompt),
         materialize=method.materialize,
-        penalty=method.penalize if method.has_penalty else None,
+        **method.beside_examples,
     )
 
 
@@ -483,11 +486,11 @@ def test_every_leaf_has_a_part_in_the_prompt(name):
 
 def test_methods_side_by_side_end_where_each_does_alone():
     names = ["lora", "ia3", "deep_prompt", "p_tuning", "decoder_prefix"]
-    names += ["wayward_prompt"]
+    names += ["wayward_prompt", "multitask_prompt_taught"]
     members = [member(name, METHODS[name], seed) for seed, name in enumerate(names)]
     frozen = with_held({name: METHODS[name] for name in names})
     together = fit(*members, frozen=frozen)
-    compared = ("lora", "deep_prompt", "p_tuning", "wayward_prompt")
+    compared = ("lora", "deep_prompt", "p_tuning", *names[-2:])
     for each in (m for m in members if m.name in compared):
         alone = fit(each, frozen=frozen)[each.name]
         for found, wanted in zip(
@@ -564,6 +567,64 @@ def test_a_shared_prompt_is_distilled_from_its_teachers():
     before = method.penalty(leaves, {HELD: held[HELD]["p"]})
     assert method.penalty(after, {HELD: held[HELD]["p"]}) < before
     np.testing.assert_array_equal(held[HELD]["p"]["teachers"], jnp.stack(teachers))
+
+
+def test_a_shared_prompt_learns_its_teachers_answers():
+    """Divergence and distance by their formula, in parts of a batch, too."""
+    one, method = MultitaskPrompt(("one", "two")), METHODS["multitask_prompt_taught"]
+    held = with_held({"p": method})
+    bank, batch = bank_of(("p", method)), next(batches(0))
+    # The last of the six targets does not count.
+    batch["decoder_loss_weights"][2, 1] = 0.0
+    model = Model(Transformer(CONFIG, bank))
+    tuned = method.place("p", started(method))
+
+    def read(rows):
+        params = {**BASE, "prompts": {"p": rows}}
+        hidden = model.states(params, batch)[1]
+        return hidden, jax.nn.log_softmax(model.logits(params, batch))
+
+    wanted = []
+    hidden, ours = read(ROWS)
+    for teacher in held[HELD]["p"]["teachers"]:
+        its_hidden, theirs = read(teacher)
+        divergence = (np.exp(theirs) * (theirs - ours)).sum(-1)
+        apart = divergence + np.square(hidden - its_hidden).mean(-1)
+        wanted.append((apart * batch["decoder_loss_weights"]).sum())
+    compare = comparer(model, {**BASE, "prompts": {"p": ROWS}}, batch)
+    found = method.teach(tuned, held, functools.partial(compare, "p"))
+    np.testing.assert_allclose(found, 0.9 * np.mean(wanted), rtol=1e-5)
+    assert found > 0.01
+    in_pieces = dataclasses.replace(model, max_logit_bytes=1)
+    compare = comparer(in_pieces, {**BASE, "prompts": {"p": ROWS}}, batch)
+    again = method.teach(tuned, held, functools.partial(compare, "p"))
+    np.testing.assert_allclose(again, found, rtol=1e-5)
+    # A teacher that is the product itself has nothing to say.
+    same = {**held, HELD: {"p": {"teachers": jnp.stack([ROWS, ROWS])}}}
+    found = method.teach(tuned, same, functools.partial(compare, "p"))
+    np.testing.assert_allclose(found, 0.0, atol=1e-6)
+    # What a step makes of it does not hang on how the batch is cut.
+    after = []
+    for taught, parts in ((one, 1), (method, 1), (method, 3)):
+        of_run = member("p", taught)
+        step = make_train_step(
+            model,
+            optax.sgd(1.0),
+            parts,
+            assembler([of_run], bank),
+            penalties([of_run]),
+            lessons([of_run]),
+        )
+        state = TrainState.create({"p": tuned}, optax.sgd(1.0), KEY)
+        after.append(jax.jit(step)(state, held, batch)[0].tuned["p"]["prompts"]["p"])
+    without, once, in_parts = after
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        once,
+        in_parts,
+    )
+    np.testing.assert_array_equal(without["right"], once["right"])
+    assert jnp.any(jnp.abs(without["shared"] - once["shared"]) > 1e-5)
 
 
 def test_attention_over_prompts_is_that_of_the_paper():
@@ -714,6 +775,15 @@ def test_an_lstm_reads_from_both_ends():
         (lambda: Attempt(temperature=0.0), "temperature=0.0 must be above 0"),
         (lambda: MultitaskPrompt("one"), r"must be a list of files, e.g. \('one',\)"),
         (lambda: MultitaskPrompt(distillation=0.0), "distillation=0.0 must be above 0"),
+        (
+            lambda: MultitaskPrompt(("x",), answers=-1.0),
+            "answers=-1.0 must be 0 or more",
+        ),
+        (lambda: MultitaskPrompt(answers=0.9), "there are none: name their files"),
+        (
+            lambda: Composed((MultitaskPrompt(("x",), answers=0.9), "lora")),
+            "learns from answers of the model without the other parts; leave it out",
+        ),
         (
             lambda: MultitaskPrompt(("x",)).held(Start(ROWS, TABLE, BASE, [ROWS[:3]])),
             r"x is a prompt of \[3, 16\], where this one is \[4, 16\]",
