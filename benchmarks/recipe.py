@@ -27,6 +27,7 @@ from prompt_tuning.training import probing
 BASE = Recipe(steps=600)
 # What each study changes of it.
 STUDIES: dict[str, list[dict[str, Any]]] = {
+    "base": [{}],
     "rate": [{"rate": rate} for rate in (0.03, 0.1, 1.0)],
     "schedule": [
         {"factors": "constant"},
@@ -37,17 +38,26 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
     "length": [{"length": length} for length in (5, 50, 100)],
     "init": [{"init": init} for init in ("sampled_vocab", "random")],
     "steps": [{"steps": steps} for steps in (200, 1800)],
+    # The paper's constant rate, and ten times that with warm-up and decay in a third of
+    # the steps.
+    "third": [
+        {"rate": 0.03, "factors": "constant", "steps": 300},
+        {
+            "rate": 0.3,
+            "factors": "constant * linear_warmup * linear_to_zero",
+            "steps": 100,
+        },
+    ],
 }
 HELD_OUT_PERIOD = 4
 
 
 def recipes(studies: list[str]) -> Iterator[tuple[str, Recipe]]:
-    """The base recipe and those that the studies make of it, by what they change."""
-    yield "base", BASE
+    """What the studies make of the base recipe, by what they change of it."""
     for study in studies:
         for changes in STUDIES[study]:
             name = ", ".join(f"{key}={value}" for key, value in changes.items())
-            yield name, dataclasses.replace(BASE, **changes)
+            yield name or "base", dataclasses.replace(BASE, **changes)
 
 
 def held_out(task: probing.ProbeTask) -> probing.ProbeTask:
