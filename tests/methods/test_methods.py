@@ -579,6 +579,7 @@ def test_a_shared_prompt_learns_its_teachers_answers():
     model = Model(Transformer(CONFIG, bank))
     tuned = method.place("p", started(method))
 
+    @jax.jit
     def read(rows):
         params = {**BASE, "prompts": {"p": rows}}
         hidden = model.states(params, batch)[1]
@@ -591,17 +592,21 @@ def test_a_shared_prompt_learns_its_teachers_answers():
         divergence = (np.exp(theirs) * (theirs - ours)).sum(-1)
         apart = divergence + np.square(hidden - its_hidden).mean(-1)
         wanted.append((apart * batch["decoder_loss_weights"]).sum())
-    compare = comparer(model, {**BASE, "prompts": {"p": ROWS}}, batch)
-    found = method.teach(tuned, held, functools.partial(compare, "p"))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def lesson(model, held):
+        compare = comparer(model, {**BASE, "prompts": {"p": ROWS}}, batch)
+        return method.teach(tuned, held, functools.partial(compare, "p"))
+
+    found = lesson(model, held)
     np.testing.assert_allclose(found, 0.9 * np.mean(wanted), rtol=1e-5)
     assert found > 0.01
     in_pieces = dataclasses.replace(model, max_logit_bytes=1)
-    compare = comparer(in_pieces, {**BASE, "prompts": {"p": ROWS}}, batch)
-    again = method.teach(tuned, held, functools.partial(compare, "p"))
+    again = lesson(in_pieces, held)
     np.testing.assert_allclose(again, found, rtol=1e-5)
     # A teacher that is the product itself has nothing to say.
     same = {**held, HELD: {"p": {"teachers": jnp.stack([ROWS, ROWS])}}}
-    found = method.teach(tuned, same, functools.partial(compare, "p"))
+    found = lesson(model, same)
     np.testing.assert_allclose(found, 0.0, atol=1e-6)
     # What a step makes of it does not hang on how the batch is cut.
     after = []
