@@ -296,6 +296,31 @@ def test_eval_and_infer(tmp_path, reviews, tiny_checkpoint, capsys):
     assert alone == 0 and row["answer"] == lines[1]["answer"]
 
 
+def test_a_tuned_model_says_its_vocabulary(tmp_path, reviews, tiny_checkpoint):
+    """So that it is evaluated on files as its base model is."""
+    run, out = tmp_path / "run", tmp_path / "eval"
+    model = "--gin_file=models/tiny.gin"
+    train(run, reviews, tiny_checkpoint, model, "--gin_file=methods/model_tuning.gin")
+    code = cli.main(
+        [
+            "eval",
+            model,
+            f"--initial_checkpoint_path={run / 'model'}",
+            "--gin_file=tasks/local_file.gin",
+            "--mixture_or_task_name=configs_reviews",
+            f"--task_files={reviews}",
+            "--template={sentence}",
+            "--label_names=['good', 'bad']",
+            "--task_feature_lengths={'inputs': 8, 'targets': 4}",
+            "--eval_split=validation",
+            f"--eval_output_dir={out}",
+        ]
+    )
+    assert code == 0
+    tuned, again = (json.loads((x / "results.json").read_text()) for x in (run, out))
+    assert again["metrics"] == pytest.approx(tuned["members"][0]["validation"])
+
+
 def test_pretrain(tmp_path):
     arrays = tmp_path / "arrays"
     arrays.mkdir()

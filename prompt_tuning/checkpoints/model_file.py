@@ -7,6 +7,7 @@ The package's own format of models. Prompts have files of their own.
 import json
 import pathlib
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -82,6 +83,7 @@ def save_model(
     params: Params,
     metadata: Mapping[str, Any],
     dtype: str | None = None,
+    vocabulary: pathlib.Path | None = None,
 ) -> None:
     """Writes the network's parameters to ``folder/model.safetensors``, atomically.
 
@@ -90,12 +92,16 @@ def save_model(
       params: the network under our names, without prompts.
       metadata: what can be said in JSON, by key.
       dtype: 'float32' or 'bfloat16'; None keeps the dtype of each leaf.
+      vocabulary: SentencePiece model to put beside the weights.
 
     Raises:
-      UserError: an unknown dtype, or the file cannot be written.
+      UserError: an unknown dtype, or a file cannot be written.
       ValueError: ``params`` holds a prompt, or a leaf of another dtype.
     """
     write_checkpoint(folder, source.from_params(params), metadata=metadata, dtype=dtype)
+    if vocabulary is not None:
+        with files.replacing(pathlib.Path(folder, VOCABULARY)) as temporary:
+            shutil.copyfile(vocabulary, temporary)
 
 
 def write_checkpoint(

@@ -3,7 +3,6 @@
 
 import dataclasses
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import optax
 
 from prompt_tuning import files, report, trees
-from prompt_tuning.checkpoints import base_models, model_file
+from prompt_tuning.checkpoints import base_models, formats, model_file
 from prompt_tuning.errors import UserError
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.transformer import T5Config, Transformer
@@ -180,11 +179,13 @@ def pretrain(
     if changes := identity.changes(folder):
         results["changes"] = changes
     network = {k: v for k, v in result.tuned.items() if k != distillation.MAP}
-    model_file.save_model(folder / MODEL_FOLDER, network, results, dtype="bfloat16")
-    vocabulary = pathlib.Path(arrays_dir) / model_file.VOCABULARY
-    if vocabulary.exists():
-        with files.replacing(folder / MODEL_FOLDER / model_file.VOCABULARY) as copy:
-            shutil.copyfile(vocabulary, copy)
+    model_file.save_model(
+        folder / MODEL_FOLDER,
+        network,
+        results,
+        dtype="bfloat16",
+        vocabulary=formats.find_vocabulary(arrays_dir),
+    )
     files.write_json(folder / report.RESULTS_FILE, results)
     report.say(f"wrote {folder / MODEL_FOLDER}")
     return results

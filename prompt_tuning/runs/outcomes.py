@@ -11,7 +11,7 @@ import rich.markup
 import rich.table
 
 from prompt_tuning import processes, report, trees
-from prompt_tuning.checkpoints import cards, model_file
+from prompt_tuning.checkpoints import cards, formats, model_file, prompt_formats
 from prompt_tuning.checkpoints.prompt_formats import Saved
 from prompt_tuning.data import label_sets
 from prompt_tuning.network.adapters import COLLECTION
@@ -82,13 +82,33 @@ def _compared(task: "TaskData") -> dict[str, str]:
     return {"label_scores": task.label_scores}
 
 
-def save_model(path: pathlib.Path, params: Params, metadata: Mapping[str, Any]) -> None:
-    """Writes a tuned model's folder, in process 0.
+def save_prompt(path: pathlib.Path, saved: Saved) -> None:
+    """Writes a prompt's file, in process 0.
 
     Raises:
       UserError: it cannot be written.
     """
-    processes.in_first(lambda: model_file.save_model(path, params, metadata))
+    processes.in_first(lambda: prompt_formats.save_own(path, saved))
+
+
+def save_model(
+    path: pathlib.Path, params: Params, metadata: Mapping[str, Any], base: str
+) -> None:
+    """Writes a tuned model's folder, in process 0, with the vocabulary of its base.
+
+    Args:
+      path: the folder.
+      params: the network.
+      metadata: what the weights' file says.
+      base: the folder of the base model.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    vocabulary = formats.find_vocabulary(base)
+    processes.in_first(
+        lambda: model_file.save_model(path, params, metadata, vocabulary=vocabulary)
+    )
 
 
 def tell_tensorboard(

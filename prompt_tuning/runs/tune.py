@@ -12,7 +12,6 @@ folder that `run` and `write` are given::
 """
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning import dtypes, files, plots, processes, report, trees
-from prompt_tuning.checkpoints import base_models, formats, loading, prompt_formats
+from prompt_tuning.checkpoints import base_models, formats, loading
 from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.checkpoints.prompt_formats import Saved
 from prompt_tuning.data import label_sets
@@ -403,11 +402,11 @@ def write(
     for spec in loaded.plan.members:
         path = folder / spec.file
         if spec.name in tuned:
-            save = functools.partial(prompt_formats.save_own, path, tuned[spec.name])
-            processes.in_first(save)
+            outcomes.save_prompt(path, tuned[spec.name])
         elif spec.name in found:
-            metadata = {**facts, **rows[spec.name]}
-            outcomes.save_model(path, whole_model(loaded, spec, found), metadata)
+            said = {**facts, **rows[spec.name]}
+            whole = whole_model(loaded, spec, found)
+            outcomes.save_model(path, whole, said, loaded.base.path)
     written = {spec.file.split("/")[0] for spec in loaded.plan.members}
     report.say(f"wrote {', '.join(str(folder / name) for name in written)}")
     processes.in_first(lambda: costs.count_bytes(results["members"], folder))
