@@ -176,7 +176,8 @@ class TaskData:
 
     def _say_reach(self, split: str) -> None:
         """What the vocabulary lacks of a split; of files `local_file` says it."""
-        rows = examples.texts(self._provider, split, self._lengths, LOOKED_AT + 1)
+        most = LOOKED_AT + 1
+        rows = list(examples.texts(self._provider, split, self._lengths, most))
         # Without a metric no answer is compared with a target.
         parts = seqio.get_subtasks(self._provider)
         judged = any(task.metric_fns for task in parts)

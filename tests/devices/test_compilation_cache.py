@@ -118,6 +118,7 @@ def test_a_program_that_was_cut_off_is_compiled_again(untold):
     assert left == {"whole-cache", "whole-atime"}
 
 
+@pytest.mark.slow
 def test_the_next_process_compiles_nothing_and_answers_the_same(
     tiny_checkpoint, tmp_path
 ):

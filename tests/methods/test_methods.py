@@ -569,6 +569,7 @@ def test_a_shared_prompt_is_distilled_from_its_teachers():
     np.testing.assert_array_equal(held[HELD]["p"]["teachers"], jnp.stack(teachers))
 
 
+@pytest.mark.slow
 def test_a_shared_prompt_learns_its_teachers_answers():
     """Divergence and distance by their formula, in parts of a batch, too."""
     one, method = MultitaskPrompt(("one", "two")), METHODS["multitask_prompt_taught"]
