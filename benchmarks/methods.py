@@ -9,9 +9,9 @@ TASKS.json has the flags of `train` that describe each task::
     {"rotten_tomatoes": {"mixture_or_task_name": "rotten_tomatoes",
                          "task_feature_lengths": {"inputs": 64, "targets": 4}}}
 
-A method chooses its learning rate by `LEARNING_RATE='auto'` and then tunes all seeds side by
-side. Those that move the model itself cannot share a batch: they run seed by seed, at the
-rate of their file. The metric is that of the last step, so that no evaluation chooses what it
+A method chooses its learning rate by `LEARNING_RATE='auto'` on the first task and keeps it
+on the others; all seeds are tuned side by side. Those that move the model itself cannot
+share a batch: they run seed by seed, at the rate of their file. The metric is that of the last step, so that no evaluation chooses what it
 measures. Runs lie in FOLDER and are resumed: the same command goes on where it was stopped,
 and the output has those that are done. Hours on two cores.
 """
@@ -50,7 +50,11 @@ def methods() -> list[str]:
 
 
 def commands(
-    kind: str, task: Flags, folder: pathlib.Path, options: argparse.Namespace
+    kind: str,
+    task: Flags,
+    folder: pathlib.Path,
+    rate: float | str,
+    options: argparse.Namespace,
 ) -> Iterator[tuple[pathlib.Path, list[str]]]:
     """The runs of a method on a task: their folders, and the words of each."""
     file = gin_files.read_shipped(f"methods/{kind}.gin")
@@ -71,7 +75,7 @@ def commands(
         ]
     else:
         own = {"prompts": [{"seed": list(range(options.seeds))}]}
-        runs = [(folder, {**own, "learning_rate": "auto"})]
+        runs = [(folder, {**own, "learning_rate": rate})]
     for place, own in runs:
         flags = {**common, **own, "model_dir": place}
         yield place, [*start, *(f"--{name}={value}" for name, value in flags.items())]
@@ -162,13 +166,13 @@ def summary(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
             "seeds": len(last),
             "diverged": sum(each["diverged"] for each in found),
             "steps_to_95": float(np.mean([steps_to(each) for each in curves])),
-            "learning_rate": found[0]["learning_rate"],
         }
     every = [each for found in runs.values() for each in found]
     rows = [row for each in every for row in each["members"]]
     times = [x for each in every if (x := each["seconds_per_step"]) is not None]
     return {
         "tasks": tasks,
+        "learning_rate": next(iter(runs.values()))[0]["learning_rate"],
         "mean": float(np.mean([each["mean"] for each in tasks.values()])),
         "tuned": max(row["tuned"] for row in rows),
         "bytes": max(row["bytes"] for row in rows),
@@ -239,15 +243,13 @@ def main() -> None:
     }
     results: dict[str, Any] = {}
     for kind in options.methods:
-        runs = {
-            name: [
-                run(words, place)
-                for place, words in commands(
-                    kind, task, options.runs / name / kind, options
-                )
-            ]
-            for name, task in tasks.items()
-        }
+        runs: dict[str, list[dict[str, Any]]] = {}
+        rate: float | str = "auto"
+        for name, task in tasks.items():
+            words = commands(kind, task, options.runs / name / kind, rate, options)
+            runs[name] = [run(line, place) for place, line in words]
+            if rate == "auto" and (tried := runs[name][0]["learning_rate"]):
+                rate = tried["chosen"]
         results[kind] = summary(runs)
         environment.publish({"budget": budget, "methods": results}, options.output)
     print(table(results))
