@@ -3,7 +3,6 @@
 
 import os
 import pathlib
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -148,10 +147,9 @@ def write_model(
                 source,
                 metadata=source.metadata,
                 dtype=dtype,
+                vocabulary=vocabulary,
                 progress=progress,
             )
-            if vocabulary is not None:
-                shutil.copyfile(vocabulary, temporary / model_file.VOCABULARY)
     else:
         raise UserError(f"no format {format!r}; choose one of {', '.join(FORMATS)}")
 

@@ -98,10 +98,13 @@ def save_model(
       UserError: an unknown dtype, or a file cannot be written.
       ValueError: ``params`` holds a prompt, or a leaf of another dtype.
     """
-    write_checkpoint(folder, source.from_params(params), metadata=metadata, dtype=dtype)
-    if vocabulary is not None:
-        with files.replacing(pathlib.Path(folder, VOCABULARY)) as temporary:
-            shutil.copyfile(vocabulary, temporary)
+    write_checkpoint(
+        folder,
+        source.from_params(params),
+        metadata=metadata,
+        dtype=dtype,
+        vocabulary=vocabulary,
+    )
 
 
 def write_checkpoint(
@@ -110,6 +113,7 @@ def write_checkpoint(
     *,
     metadata: Mapping[str, Any],
     dtype: str | None = None,
+    vocabulary: files.Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> None:
     """Writes a model tensor by tensor; arguments and errors as of `save_model`.
@@ -119,6 +123,7 @@ def write_checkpoint(
       model: its tensors are read one by one.
       metadata: what can be said in JSON, by key.
       dtype: 'float32' or 'bfloat16'; None keeps the dtype of each tensor.
+      vocabulary: SentencePiece model to put beside the weights.
       progress: told the name of each tensor before it is read.
     """
     prompts = [name for name in model.specs if re.fullmatch(PROMPT_LEAVES, name)]
@@ -138,6 +143,9 @@ def write_checkpoint(
 
     texts = {key: json.dumps(value) for key, value in metadata.items()}
     files.write_stream(pathlib.Path(folder) / FILE, specs, read, texts, checksums=True)
+    if vocabulary is not None:
+        with files.replacing(pathlib.Path(folder) / VOCABULARY) as temporary:
+            shutil.copyfile(vocabulary, temporary)
 
 
 def _open(folder: files.Path):

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from prompt_tuning import files, report, trees
-from prompt_tuning.checkpoints import base_models, formats, model_file
+from prompt_tuning.checkpoints import base_models, model_file
 from prompt_tuning.errors import UserError
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.transformer import T5Config, Transformer
@@ -179,12 +179,13 @@ def pretrain(
     if changes := identity.changes(folder):
         results["changes"] = changes
     network = {k: v for k, v in result.tuned.items() if k != distillation.MAP}
+    vocabulary = pathlib.Path(arrays_dir) / model_file.VOCABULARY
     model_file.save_model(
         folder / MODEL_FOLDER,
         network,
         results,
         dtype="bfloat16",
-        vocabulary=formats.find_vocabulary(arrays_dir),
+        vocabulary=vocabulary if vocabulary.exists() else None,
     )
     files.write_json(folder / report.RESULTS_FILE, results)
     report.say(f"wrote {folder / MODEL_FOLDER}")

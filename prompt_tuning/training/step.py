@@ -92,17 +92,17 @@ def make_train_step(
         index: Array | int,
         divisor: Array | float | None,
     ):
-        rng = jax.random.fold_in(jax.random.fold_in(state.key, state.step), index)
-        dropout = model.network.config.dropout_rate > 0
+        rng = None
+        if model.network.config.dropout_rate > 0:
+            rng = jax.random.fold_in(jax.random.fold_in(state.key, state.step), index)
 
         def loss_fn(tuned: Mapping[str, Params]):
             params = assemble(tuned, frozen)
-            loss, metrics = model.loss(params, batch, rng if dropout else None, divisor)
+            loss, metrics = model.loss(params, batch, rng, divisor)
             if penalize is not None:
                 loss += penalize(tuned, frozen) / num_microbatches
             if teach is not None:
-                dropout_rng = rng if dropout else None
-                compare = comparer(model, params, batch, dropout_rng, divisor)
+                compare = comparer(model, params, batch, rng, divisor)
                 loss += teach(tuned, frozen, compare)
             return loss, metrics
 
