@@ -94,3 +94,31 @@ def test_a_card_says_what_the_records_say(script):
         assert line in text.splitlines()
     assert "768,000 positions" in text and "4,096 sentences" in text
     assert "logits_via_embedding" not in text and "began as" not in text
+
+
+def test_no_sentence_of_a_test_pair_is_in_train_of_any_domain(script):
+    pairs = script("paraphrase_domains")
+    news = [(f"news {n}", f"tidings {n}", "same") for n in range(200)]
+    asked = [(f"question {n}?", f"asked {n}?", "different") for n in range(200)]
+    # Another domain's test has two of news' sentences, one in either place.
+    test = [("NEWS  3 .", "elsewhere", "same"), ("another", "tidings 4", "different")]
+    rows, dropped = pairs.apart({"news": (news, []), "asked": (asked, test)})
+    assert rows["asked", "test"] == test and dropped == 2
+    kept = rows["news", "train"] + rows["news", "validation"]
+    assert sorted(kept) == sorted(news[:3] + news[5:])
+    assert 5 < len(rows["news", "validation"]) < 40
+    # Whole sentences count, in whatever pair they stand: `asked 7?` is validation or not.
+    again = [*asked, *((f"asked {n}?", "why?", "same") for n in range(200))]
+    rows, dropped = pairs.apart({"asked": (again, [])})
+    seen = {text for row in rows["asked", "validation"] for text in row[:2]}
+    assert dropped > 10
+    assert not seen & {text for row in rows["asked", "train"] for text in row[:2]}
+
+
+def test_labels_are_drawn_equally_often_and_pairs_once(script):
+    pairs = script("paraphrase_domains")
+    rows = [(f"{n}", "b", "same" if n % 4 else "different") for n in range(40)]
+    drawn = pairs.draw(rows + rows, 100)
+    assert [row[2] for row in drawn] == ["different", "same"] * 10
+    assert len(set(drawn)) == 20 and set(drawn) <= set(rows)
+    assert pairs.draw(rows, 6) == drawn[:6]

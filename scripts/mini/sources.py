@@ -305,6 +305,31 @@ def pair(task, first, second, label):
     return Row(task, first.strip(), second.strip(), label, first)
 
 
+def read_mrpc(data, part):
+    """Returns the Rows of MRPC's `part`, train or test; labels are same or different."""
+    path = data / "glue" / "MRPC" / f"msr_paraphrase_{part}.txt"
+    rows = []
+    for line in path.read_text("utf-8-sig").split("\n")[1:]:
+        parts = line.rstrip("\r").split("\t")
+        if len(parts) == 5:
+            label = "same" if parts[0] == "1" else "different"
+            rows.append(pair("mrpc", parts[3], parts[4], label))
+    return rows
+
+
+def read_pan(data, part):
+    """Returns the Rows of PAN's `part`, train or test; labels are same or different."""
+    columns = []
+    for name in ("_s1.txt", "_s2.txt", ".labels"):
+        text = (data / "pan" / f"pan-{part}{name}").read_text("utf-8")
+        columns.append(text.rstrip("\n").split("\n"))
+    rows = []
+    for first, second, value in zip(*columns, strict=True):
+        label = "same" if value.strip() == "1" else "different"
+        rows.append(pair("pan", first, second, label))
+    return rows
+
+
 def read_folder(data):
     """Reads the labelled sets that lie in plain files; training parts only.
 
@@ -321,22 +346,11 @@ def read_folder(data):
             if line.strip():
                 text = line.strip()
                 rows.append(Row("customer_reviews", text, "", label, text))
-    path = data / "glue" / "MRPC" / "msr_paraphrase_train.txt"
-    for line in path.read_text("utf-8-sig").split("\n")[1:]:
-        parts = line.rstrip("\r").split("\t")
-        if len(parts) == 5:
-            label = "same" if parts[0] == "1" else "different"
-            rows.append(pair("mrpc", parts[3], parts[4], label))
+    rows += read_mrpc(data, "train")
     path = data / "glue" / "RTE" / "train.tsv"
     for line in path.read_text("utf-8").split("\n")[1:]:
         parts = line.rstrip("\r").split("\t")
         if len(parts) == 4:
             rows.append(pair("rte", *parts[1:]))
-    columns = []
-    for name in ("_s1.txt", "_s2.txt", ".labels"):
-        text = (data / "pan" / f"pan-train{name}").read_text("utf-8")
-        columns.append(text.rstrip("\n").split("\n"))
-    for first, second, value in zip(*columns, strict=True):
-        label = "same" if value.strip() == "1" else "different"
-        rows.append(pair("pan", first, second, label))
+    rows += read_pan(data, "train")
     return rows

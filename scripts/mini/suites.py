@@ -8,7 +8,6 @@ WSC, which stay unseen kinds of task, and SST, whose sentences are Rotten Tomato
 import io
 import json
 
-import zstandard
 from sources import Row, pair
 
 # Templates of T0 that are left out: what-if reasoning is a kind of counterfactual
@@ -35,6 +34,8 @@ def read_zstd(path):
     Args:
       path: A file of UTF-8 text, compressed by zstandard.
     """
+    import zstandard  # Here, so that what reads no compressed file needs none.
+
     with open(path, "rb") as file:
         reader = zstandard.ZstdDecompressor().stream_reader(file)
         for line in io.TextIOWrapper(reader, encoding="utf-8"):
@@ -45,22 +46,36 @@ def _objects(path):
     return [json.loads(line) for line in read_zstd(path)]
 
 
-def _glue(data):
-    """Rows of the sets whose files hold text_a, text_b and a label."""
+def read_glue(data, task, name, part, labels=None):
+    """Returns the Rows of a set whose file holds text_a, text_b and a label.
+
+    Args:
+      data: The folder that holds glue9k.
+      task: What the rows are to be called.
+      name: What the file calls the set.
+      part: `train` or `dev`.
+      labels: What to call labels otherwise.
+    """
     rows = []
-    for task, name, labels in (
-        ("qqp", "QQP", _PARAPHRASE),
-        ("mnli", "MNLI", None),
-        ("qnli", "QNLI", None),
-        ("snli", "SNLI", None),
-    ):
-        lines = read_zstd(data / "glue9k" / f"{name}.train.tsv.zst")
-        next(lines)
-        for line in lines:
-            parts = line.split("\t")
-            if len(parts) == 3:
-                first, second, label = parts
-                rows.append(pair(task, first, second, (labels or {}).get(label, label)))
+    lines = read_zstd(data / "glue9k" / f"{name}.{part}.tsv.zst")
+    next(lines)
+    for line in lines:
+        parts = line.split("\t")
+        if len(parts) == 3:
+            first, second, label = parts
+            rows.append(pair(task, first, second, (labels or {}).get(label, label)))
+    return rows
+
+
+def read_qqp(data, part):
+    """Returns the Rows of QQP's `part`, train or dev; labels are same or different."""
+    return read_glue(data, "qqp", "QQP", part, _PARAPHRASE)
+
+
+def _glue(data):
+    rows = read_qqp(data, "train")
+    for task, name in (("mnli", "MNLI"), ("qnli", "QNLI"), ("snli", "SNLI")):
+        rows += read_glue(data, task, name, "train")
     return rows
 
 
