@@ -12,6 +12,7 @@ from annotated_types import Ge, Le
 from prompt_tuning import decoding, report
 from prompt_tuning.checkpoints import base_models, formats
 from prompt_tuning.errors import UserError
+from prompt_tuning.inference.answering import Answering
 from prompt_tuning.inference.engine import Engine
 from prompt_tuning.inference.store import PromptStore
 from prompt_tuning.types import PositiveInt, TokenLength, WeightDtype
@@ -101,7 +102,10 @@ def serve(
         engine.warm_up(longest + warm_up)
     metrics = Metrics()
     batcher = Batcher(
-        engine.run, max_batch=max_batch, max_queue=max_queue, on_batch=metrics.batch
+        Answering(engine),
+        max_batch=max_batch,
+        max_queue=max_queue,
+        on_batch=metrics.batch,
     )
     metrics.watch(engine, batcher)
     limits = Limits(seconds=timeout)

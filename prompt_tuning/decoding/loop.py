@@ -53,7 +53,7 @@ class Strategy(Protocol):
     def extend(
         self,
         state: Any,
-        step: Array,  # scalar, tokens decoded so far
+        step: Array,  # scalar, or [R] of `Greedy`: tokens decoded so far
         logits: Array,  # [R, V]
         mask: Mask,
         given: Array,  # [B], the token to take, or 0

@@ -68,8 +68,9 @@ class _TokenByToken:
         token = jnp.where(given > 0, given, token)
         token = jnp.where(state.ended, 0, token).astype(jnp.int32)
         counted = (given == 0) & ~state.ended
+        places = (jnp.arange(len(token)) if step.ndim else slice(None), step)
         state = _Decodes(
-            tokens=state.tokens.at[:, step].set(token),
+            tokens=state.tokens.at[places].set(token),
             scores=state.scores + jnp.where(counted, log_prob, 0.0),
             ended=state.ended | (token == self.eos_id),
             rng=rng,

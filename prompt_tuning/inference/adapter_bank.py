@@ -78,18 +78,22 @@ class AdapterBank:
         )
 
 
-def where(found: Adapters, items: Sequence[Item], shape: tuple[int, int]) -> Where:
+def where(
+    found: Adapters, items: Sequence[Item | None], shape: tuple[int, int]
+) -> Where:
     """Whose the rows of a batch are.
 
     Args:
       found: the slots at hand.
-      items: the rows; there may be fewer than the batch has.
+      items: the rows, None where there is none; there may be fewer than the batch has.
       shape: of the batch's tokens, [B, T].
     """
     owner = np.zeros(shape[0], np.int32)
     positions = np.full(shape, -1, np.int32)
     segments = np.zeros(shape, np.int32)
     for row, item in enumerate(items):
+        if item is None:
+            continue
         segments[row, : len(item.ids)] = item.ids != 0
         if item.prompt in found.numbers:
             owner[row] = found.numbers[item.prompt]

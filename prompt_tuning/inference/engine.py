@@ -7,48 +7,41 @@
 
 Rows are sorted by length into batches of few shapes, whatever prompts they name: each
 shape is one compiled program, which no prompt that comes or goes changes. A row is
-answered as it would be alone.
+answered as it would be alone. Free text is decoded in batches whose rows come and go (see
+`running_batch`).
 
 `Engine.prepare` finds out all that can be wrong with a row, without the device, and
 `Engine.run` answers what was prepared; a server calls them from different threads.
 """
 
-import collections
 import dataclasses
-import itertools
 import math
-import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from prompt_tuning import decoding, processes
 from prompt_tuning.checkpoints.base_models import BaseModel
 from prompt_tuning.data import buckets
-from prompt_tuning.devices import sharding
 from prompt_tuning.errors import UserError
-from prompt_tuning.inference import adapter_bank, ensembles, prepared_rows
-from prompt_tuning.inference.adapter_bank import AdapterBank, Adapters
+from prompt_tuning.inference import ensembles, prepared_rows
+from prompt_tuning.inference.adapter_bank import Adapters
 from prompt_tuning.inference.ensembles import Answer
 from prompt_tuning.inference.prepared_rows import Item, LabelShape, Request
+from prompt_tuning.inference.programs import Does, Key, Programs
+from prompt_tuning.inference.running_batch import RunningBatch
 from prompt_tuning.inference.store import PromptStore, StoredPrompt
-from prompt_tuning.network.adapters import COLLECTION, Where
-from prompt_tuning.network.model import Model
-from prompt_tuning.types import Array, Params
+from prompt_tuning.types import Array
 
-# Rows and tokens of a batch, and the table of labels that is ranked in it.
-ProgramKey = tuple[int, int, LabelShape | None]
 # Inputs that say nothing, by which a prompt's leaning to a label is measured.
 CONTENT_FREE = ("N/A", "[MASK]", "")
 SHORTEST_EDGE = 16
 # How much longer an edge is than the one below, at most.
 EDGE_FACTOR = 1.5
-# Rows may bring labels of their own, so that there is no end to what could be kept:
-# programs, of which those used last stay, and label sets calibrated for each prompt.
-MOST_PROGRAMS = 512
+# Rows may bring labels of their own, so that there is no end to what could be kept of a
+# prompt's label sets.
 MOST_LEANINGS = 256
 
 
@@ -95,28 +88,20 @@ class Engine:
                 "of 1 or more"
             )
         self.store = store
-        self._mesh = base.mesh
         self._sizes = sizes
         self._longest = longest
         self._edges = _edges(longest) if lengths is None else tuple(lengths)
-        self._vocab_size = base.config.vocab_size
-        model = Model(store.network)
         strategy = strategy or decoding.Greedy(max_decode_len=32)
-
-        def decode(params, tokens, batch, where):
-            key = jax.random.fold_in(jax.random.key(seed), batch)
-            return model.predict(params, tokens, strategy, key, where=where)[0][:, -1]
-
-        self._rank, self._decode = jax.jit(model.rank), jax.jit(decode)
-        self._adapters = AdapterBank(base.mesh)
-        # By their keys and the shapes of the adapters that they take.
-        self._programs: collections.OrderedDict[tuple, Any] = collections.OrderedDict()
-        # One program is compiled at a time, while those that are there may be used.
-        self._compiling, self._changing = threading.Lock(), threading.Lock()
+        self._programs = Programs(base, store, strategy, sizes, seed)
         # Of each prompt that is still there: log-probabilities of its label sets.
         self._leanings: weakref.WeakKeyDictionary[
             StoredPrompt, dict[tuple[str, ...], np.ndarray]
         ] = weakref.WeakKeyDictionary()
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether free text is decoded in batches whose rows come and go."""
+        return self._programs.is_continuous
 
     @property
     def num_programs(self) -> int:
@@ -136,10 +121,10 @@ class Engine:
         names = self.store.names() if names is None else names
         label_sets = [self.store.get(name).encoding.labels for name in names]
         shapes = {labels and prepared_rows.label_shape(labels) for labels in label_sets}
-        held = self._held()
+        held = self._programs.held()
         for shape in shapes:
             for key in self._keys(min(longest, self._longest), shape):
-                self._program(key, held)
+                self._programs.get(key, held)
 
     def prepare(self, row: Mapping[str, Any]) -> Request:
         """Checks and encodes a row.
@@ -170,17 +155,17 @@ class Engine:
         A server calls this from another thread than `run`, which then keeps nobody
         waiting for a compiler because of somebody's unusual labels or length.
         """
-        held = self._held()
+        held = self._programs.held()
         for key in self._missing(requests, held):
-            self._program(key, held)
+            self._programs.get(key, held)
 
     def is_compiled_for(self, requests: Sequence[Request]) -> bool:
         """Whether `compile_for` has nothing to do."""
-        return next(self._missing(requests, self._held()), None) is None
+        return next(self._missing(requests, self._programs.held()), None) is None
 
     def _missing(
         self, requests: Sequence[Request], held: Adapters | None
-    ) -> Iterator[ProgramKey]:
+    ) -> Iterator[Key]:
         longest: dict[LabelShape | None, int] = {}
         for request in requests:
             silent = self._longest_silent(request) if request.calibrate else 0
@@ -188,16 +173,11 @@ class Engine:
                 before = longest.get(item.label_shape, 0)
                 longest[item.label_shape] = max(before, silent, len(item.ids))
         for shape, length in longest.items():
-            for key in self._keys(length, shape):
-                if _with_held(key, held) not in self._programs:
-                    yield key
+            yield from self._programs.missing(self._keys(length, shape), held)
 
-    def _keys(self, length: int, shape: LabelShape | None) -> Iterator[ProgramKey]:
+    def _keys(self, length: int, shape: LabelShape | None) -> Iterator[Key]:
         """The programs that rows of up to ``length`` tokens may get into."""
-        last = buckets.fitting(length, self._edges)
-        for edge in (edge for edge in self._edges if edge <= last):
-            for size in self._sizes:
-                yield size, edge, shape
+        return self._programs.keys(length, shape, self._edges)
 
     def _longest_silent(self, request: Request) -> int:
         return max(
@@ -220,14 +200,16 @@ class Engine:
 
     def opinions(self, requests: Sequence[Request]) -> list[list[Answer]]:
         """Of each row, the answer of each of its prompts."""
-        self._measure_leanings(
-            [item for r in requests if r.calibrate for item in r.items]
-        )
+        self.measure_leanings(requests)
         outputs = iter(self.outputs([item for r in requests for item in r.items]))
-        return [
-            [self._answer(item, next(outputs), r.calibrate) for item in r.items]
-            for r in requests
-        ]
+        return [self.answers_of(r, [next(outputs) for _ in r.items]) for r in requests]
+
+    def answers_of(
+        self, request: Request, outputs: Iterable[np.ndarray]
+    ) -> list[Answer]:
+        """What the outputs of a row's prompts answer, when its leanings are measured."""
+        pairs = zip(request.items, outputs, strict=True)
+        return [self._answer(item, out, request.calibrate) for item, out in pairs]
 
     def answer(self, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Answers rows (see `prepare`), in their order (see `run`).
@@ -249,18 +231,27 @@ class Engine:
         Returns:
           What labels are compared by ``[C]`` (see `LabelSet.compared`), or token ids of decoded text ``[S]``.
         """
-        pending: list[tuple[np.ndarray, Array]] = []
-        for shape in {item.label_shape: None for item in items}:
-            chosen = np.array(
-                [i for i, item in enumerate(items) if item.label_shape == shape]
-            )
-            lengths = [len(items[i].ids) for i in chosen]
-            for group in buckets.groups(lengths, self._edges, self._sizes):
-                for part in self._fitting_the_store(items, chosen[group.indices]):
-                    rows = [items[i] for i in part]
-                    started = self._start(rows, group.length, shape, len(pending))
-                    pending.append((part, started))
         results: list[Any] = [None] * len(items)
+        pending: list[tuple[np.ndarray, Array]] = []
+        running: dict[int, RunningBatch] = {}
+        for shape in {item.label_shape: None for item in items}:
+            chosen = [i for i, item in enumerate(items) if item.label_shape == shape]
+            for indices, length in self.groups([items[i] for i in chosen]):
+                indices = np.array(chosen)[indices]
+                if shape is None and self.is_continuous:
+                    batch = running.setdefault(
+                        length, self.running_batch(items, length)
+                    )
+                    batch.add((i, items[i]) for i in indices)
+                    continue
+                for part in self._fitting_the_store(items, indices):
+                    rows = [items[i] for i in part]
+                    started = self._start(rows, length, shape, len(pending))
+                    pending.append((part, started))
+        for batch in running.values():
+            while batch:
+                for index, output in batch.advance():
+                    results[index] = output
         for part, started in pending:
             for index, output in zip(part, np.asarray(processes.whole(started))):
                 labels = items[index].labels
@@ -269,100 +260,48 @@ class Engine:
                 )
         return results
 
+    def groups(self, items: Sequence[Item]) -> Iterator[tuple[np.ndarray, int]]:
+        """Which rows make a batch, and what length they are padded to."""
+        lengths = [len(item.ids) for item in items]
+        for group in buckets.groups(lengths, self._edges, self._sizes):
+            yield group.indices, group.length
+
+    def running_batch(self, items: Iterable[Item], length: int) -> RunningBatch:
+        """A batch for rows like these, which come and go."""
+        held = self._programs.held(item.prompt for item in items)
+        return RunningBatch(self._programs, length, held)
+
     def _fitting_the_store(
         self, items: Sequence[Item], indices: np.ndarray
     ) -> Iterator[np.ndarray]:
         """Parts of a batch whose prompts fit the store together."""
-        start, prompts, used = 0, set(), 0
-        for at, index in enumerate(indices):
-            prompt = items[index].prompt
-            if prompt in prompts:
-                continue
-            if used + len(prompt.array) > self.store.capacity:
-                yield indices[start:at]
-                start, prompts, used = at, set(), 0
-            prompts.add(prompt)
-            used += len(prompt.array)
-        yield indices[start:]
+        while len(indices):
+            count = self._programs.fitting_the_store([items[i] for i in indices])
+            yield indices[:count]
+            indices = indices[count:]
 
     def _start(
         self, items: Sequence[Item], length: int, shape: LabelShape | None, batch: int
     ) -> Array:
         """Starts the program of a batch: [B, C] or [B, S], to be waited for."""
-        size = buckets.fitting(len(items), self._sizes)
-        held = self._held(item.prompt for item in items)
-        program = self._program((size, length, shape), held)
-        tokens = np.zeros((size, length), np.int32)
-        argument = np.uint32(batch)
+        programs, size = self._programs, buckets.fitting(len(items), self._sizes)
+        does, argument = Does.DECODE, np.uint32(batch)
         if shape is not None:
             table = np.zeros((size, *shape), np.int32)
             labels = [item.labels.tokens for item in items if item.labels is not None]
             for row, own in zip(table, labels):
                 row[: own.shape[0], : own.shape[1]] = own
-            argument = self._spread(table)
-        arrays = {item.prompt: item.prompt.array for item in items}
-        with self.store.table.lease(arrays) as lease:
-            for row, item in zip(tokens, items):
-                place = lease.rows[item.prompt] + self._vocab_size
-                ids = item.ids
-                row[: len(ids)] = ids
-                row[: len(ids)][ids < 0] = place[-1 - ids[ids < 0]]
-            where = self._where(held, items, tokens.shape)
-            params = self._params(lease.array, held)
-            return program(params, self._spread(tokens), argument, where)
+            does, argument = Does.RANK, programs.spread(table)
+        held = programs.held(item.prompt for item in items)
+        program = programs.get(Key(does, size, length, shape), held)
+        with programs.leased(items, (size, length)) as (table, tokens):
+            where = programs.where(held, items, tokens.shape)
+            params = programs.params(table, held)
+            return program(params, programs.spread(tokens), argument, where)
 
-    def _held(self, prompts: Iterable[StoredPrompt] = ()) -> Adapters | None:
-        """The adapters of the store's prompts, and of these: some may be removed."""
-        return self._adapters.of(itertools.chain(self.store.prompts(), prompts))
-
-    def _where(
-        self, held: Adapters | None, items: Sequence[Item], shape: tuple[int, int]
-    ) -> Where | None:
-        if held is None:
-            return None
-        return jax.tree.map(self._spread, adapter_bank.where(held, items, shape))
-
-    def _params(self, table: Any, held: Adapters | None) -> Params:
-        params = self.store.params(table)
-        return params if held is None else {**params, COLLECTION: held.slots}
-
-    def _program(self, key: ProgramKey, held: Adapters | None) -> Any:
-        with_held = _with_held(key, held)
-        if (found := self._used(with_held)) is not None:
-            return found
-        with self._compiling:
-            if (found := self._used(with_held)) is not None:
-                return found
-            found = self._compile(*key, held)
-            with self._changing:
-                self._programs[with_held] = found
-                if len(self._programs) > MOST_PROGRAMS:
-                    self._programs.popitem(last=False)
-        return found
-
-    def _used(self, key: tuple) -> Any:
-        """A program that is there, which now is the one used last."""
-        with self._changing:
-            if key in self._programs:
-                self._programs.move_to_end(key)
-            return self._programs.get(key)
-
-    def _compile(
-        self, size: int, length: int, shape: LabelShape | None, held: Adapters | None
-    ) -> Any:
-        params = self._params(self.store.table.shape, held)
-        where = self._where(held, (), (size, length))
-        tokens = self._spread(np.zeros((size, length), np.int32))
-        if shape is None:
-            return self._decode.lower(params, tokens, np.uint32(0), where).compile()
-        table = self._spread(np.zeros((size, *shape), np.int32))
-        return self._rank.lower(params, tokens, table, where).compile()
-
-    def _spread(self, rows: np.ndarray) -> Any:
-        return rows if self._mesh is None else sharding.spread_rows(rows, self._mesh)
-
-    def _measure_leanings(self, items: Iterable[Item]) -> None:
-        """Sees to it that the leaning of each item's prompt to its labels is known."""
+    def measure_leanings(self, requests: Iterable[Request]) -> None:
+        """Sees to it that each prompt's leaning to its labels is known where it is asked."""
+        items = [item for each in requests if each.calibrate for item in each.items]
         needed = {
             (item.prompt, item.labels.names): item
             for item in items
@@ -399,11 +338,6 @@ class Engine:
         if calibrate:
             output = output - self._leanings[item.prompt][item.labels.names]
         return ensembles.ranked(item.labels.names, output)
-
-
-def _with_held(key: ProgramKey, held: Adapters | None) -> tuple:
-    """A program's key with the shapes of the adapters that it takes."""
-    return (*key, held.shapes if held else "")
 
 
 def _edges(longest: int) -> tuple[int, ...]:

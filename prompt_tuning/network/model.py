@@ -398,6 +398,7 @@ class Model:
         """
         batch = encoder_input_tokens.shape[0]
         forced = decoding.forced_tokens(decoder_prefix, batch, strategy, constraint)
+        where = where or Where.of(encoder_input_tokens, self.network.config.vocab_size)
         encoded = self._apply(
             params,
             encoder_input_tokens,
@@ -408,13 +409,14 @@ class Model:
         step = TokenStep(
             self.network,
             variables(params),
-            encoded,
-            encoder_input_tokens,
             where,
+            rows=batch,
             decodes=strategy.num_decodes,
             max_decode_length=strategy.max_decode_len,
         )
-        return decoding.decode(strategy, step, step.cache, forced, rng, constraint)
+        memory = step.memorize(encoded, encoder_input_tokens)
+        network = functools.partial(step, memory=memory)
+        return decoding.decode(strategy, network, step.cache, forced, rng, constraint)
 
 
 def packs_of(count: int, length: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ weights apart, which a scan would cut out of the stack, and so copy, at every to
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,7 +22,7 @@ from prompt_tuning.network.cached_attention import (
     SelfAttention,
 )
 from prompt_tuning.network.transformer import T5Config, Transformer
-from prompt_tuning.types import Array, PyTree
+from prompt_tuning.types import Array, Params, PyTree
 
 # Decoders above are scanned: two copies of their weights need not have room.
 TAKEN_APART_BYTES = 2**31
@@ -71,10 +71,22 @@ class _Block(nn.Module):
         return x + self.mlp(y, where, deterministic=True), cache
 
 
+class Memory(NamedTuple):
+    """What decoding reads of the inputs of B rows.
+
+    Attributes:
+      keys_values: of each layer, [B, N, M, D]; layers are stacked where they are scanned.
+      summand: of the attention logits, padding masked: [B, 1, 1, M].
+    """
+
+    keys_values: PyTree
+    summand: Array
+
+
 class TokenStep:
     """A function from the newest tokens of B rows to logits, K decodes a row.
 
-    It is made and used while a program is traced. Its cache holds the keys and values of
+    It is made and used while a program is traced. A cache holds the keys and values of
     each layer's prefix, P positions, and behind them those of the K decodes' tokens, step
     by step: [B, N, P + S K, D].
     """
@@ -83,10 +95,9 @@ class TokenStep:
         self,
         network: Transformer,
         variables: Mapping[str, Any],
-        encoded: Array,
-        encoder_input_tokens: Array,
         where: Where | None,
         *,
+        rows: int,
         decodes: int,
         max_decode_length: int,
     ):
@@ -94,41 +105,28 @@ class TokenStep:
 
         Args:
           network: the network.
-          variables: its parameters, and what methods put into its layers.
-          encoded: what its encoder gave: [B, M, H].
-          encoder_input_tokens: for the mask, and whose the rows are: [B, M].
-          where: whose the rows are; one owner's by default.
+          variables: its parameters, and what methods put into its layers; see `apart`.
+          where: whose the rows are; needed where methods did.
+          rows: B.
           decodes: K.
           max_decode_length: the most steps, S.
         """
         cfg = network.config
         self._network, self._variables = network, variables
-        self._block, self._decodes = _Block(cfg), decodes
-        self._where = None
-        if adapters.COLLECTION in variables:
-            self._where = where or Where.of(encoder_input_tokens, cfg.vocab_size)
-        stacked = {
-            collection: tree["decoder"]["layers"]
-            for collection, tree in variables.items()
-            if "layers" in tree.get("decoder", {})
-        }
-        self._layers = _apart(stacked, cfg.num_decoder_layers)
+        self._block, self._rows, self._decodes = _Block(cfg), rows, decodes
+        self._where = where if adapters.COLLECTION in variables else None
+        self._layers = _of_layers(variables, cfg.num_decoder_layers)
 
-        self._memory = self._of_layers("memorize", encoded)
-        self._rows = encoded.shape[0]
-        mask = layers.padding_mask(
-            jnp.ones((self._rows, 1), jnp.int32), encoder_input_tokens
-        )
-        self._memory_summand = layers.mask_to_bias(mask, cfg.dtype)
-
-        prefixes = self._of_layers("prefix", self._rows)
+        prefixes = self._each("prefix", rows)
         room = max_decode_length * decodes
         if isinstance(prefixes, list):
             mask = prefixes[0][1]
-            self.cache: PyTree = [_with_room(own, room) for own, _ in prefixes]
+            cache: PyTree = [_with_room(own, room) for own, _ in prefixes]
         else:
             mask = prefixes[1][0]
-            self.cache = _with_room(prefixes[0], room)
+            cache = _with_room(prefixes[0], room)
+        # Before the first token.
+        self.cache = cache
         # Whoever has a prefix has it in all layers.
         self._prefix_mask, before = mask, mask.shape[-1]
         bias = _apply(
@@ -144,17 +142,29 @@ class TokenStep:
         )
         self._bias = bias[:, :, before:]  # [1, N, S, P + S]
 
+    def memorize(self, encoded: Array, encoder_input_tokens: Array) -> Memory:
+        """What is read of what the encoder gave, [B, M, H], of these tokens, [B, M]."""
+        one = jnp.ones((self._rows, 1), jnp.int32)
+        mask = layers.padding_mask(one, encoder_input_tokens)
+        return Memory(
+            self._each("memorize", encoded),
+            layers.mask_to_bias(mask, self._network.config.dtype),
+        )
+
     def __call__(
         self,
         ids: Array,  # [B, K]
         step: Array,  # [], tokens decoded so far
         ancestry: Array | None,  # [B, K, S]
         cache: PyTree,
+        memory: Memory,
+        starts: Array | None = None,  # [B]
     ) -> tuple[Array, PyTree]:  # [B K, V]
         """Logits of the next token, and the cache with the newest one's.
 
         ``ancestry`` says of each decode which of its row's K wrote its token of a step;
-        None where each wrote its own.
+        None where each wrote its own. ``starts`` has the step of each row's first token,
+        where that is not 0: what the cache holds of earlier ones is not this row's.
         """
         dtype = self._network.config.dtype
         x = _apply(
@@ -163,24 +173,24 @@ class TokenStep:
             ids,
             method=lambda network, ids: network.token_embedder(ids, None, dtype),
         )
-        past = self._past(step, ancestry)
+        past = self._past(step, ancestry, starts)
 
         def through(
             x: Array, each: tuple[Any, KeysValues, KeysValues]
         ) -> tuple[Array, KeysValues]:
-            own, cache, memory = each
+            own, cache, keys_values = each
             return _apply(
                 self._block,
                 own,
                 x,
                 cache,
-                memory,
+                keys_values,
                 past,
-                self._memory_summand,
+                memory.summand,
                 self._where,
             )
 
-        each = (self._layers, cache, self._memory)
+        each = (self._layers, cache, memory.keys_values)
         if isinstance(self._layers, list):
             cache = []
             for own in zip(*each, strict=True):
@@ -196,14 +206,21 @@ class TokenStep:
         logits = _apply(self._network, self._variables, x, method="logits")
         return logits.reshape(-1, logits.shape[-1]), cache
 
-    def _past(self, step: Array, ancestry: Array | None) -> Past:
+    def _past(self, step: Array, ancestry: Array | None, starts: Array | None) -> Past:
         count, before = self._decodes, self._prefix_mask.shape[-1]
         bias = jax.lax.dynamic_index_in_dim(
             self._bias, step, axis=2
         )  # [1, N, 1, P + S]
-        bias = jnp.concatenate(
-            [bias[..., :before], jnp.repeat(bias[..., before:], count, axis=3)], axis=3
-        )
+        of_prefix, of_steps = bias[..., :before], bias[..., before:]
+        if starts is not None and before:
+            # Tokens lie as far apart wherever a row began, but a prefix lies before it.
+            of_prefix = jnp.take(self._bias[..., :before], step - starts, axis=2)
+            of_prefix = jnp.moveaxis(of_prefix[0], 1, 0)[:, :, None]  # [B, N, 1, P]
+            of_steps = jnp.broadcast_to(
+                of_steps, (*of_prefix.shape[:2], *of_steps.shape[2:])
+            )
+        of_steps = jnp.repeat(of_steps, count, axis=3)
+        bias = jnp.concatenate([of_prefix, of_steps], axis=3)
         steps, decodes = jnp.arange(self._bias.shape[2]), jnp.arange(count)
         itself = decodes[None, :, None]
         if ancestry is None:
@@ -211,6 +228,8 @@ class TokenStep:
         ancestry = jnp.where(steps[None, None] == step, itself, ancestry)
         said = ancestry[..., None] == decodes[None, None, None]  # [B or 1, K, S, K]
         said &= (steps <= step)[None, None, :, None]
+        if starts is not None:
+            said &= (steps[None] >= starts[:, None])[:, None, :, None]
         said = said.reshape(said.shape[0], 1, count, -1)
         if before:
             spread = lambda mask: jnp.broadcast_to(
@@ -219,7 +238,7 @@ class TokenStep:
             said = jnp.concatenate([spread(self._prefix_mask), spread(said)], axis=3)
         return Past(step, layers.mask_to_bias(said, self._bias.dtype) + bias, before)
 
-    def _of_layers(self, method: str, argument: Any) -> Any:
+    def _each(self, method: str, argument: Any) -> Any:
         """What a method of the block gives of each layer: a list, or stacked."""
         of = lambda own: _apply(self._block, own, argument, self._where, method=method)
         if isinstance(self._layers, list):
@@ -230,6 +249,34 @@ class TokenStep:
 def _apply(module: nn.Module, variables: Mapping[str, Any], *args, **kwargs) -> Any:
     """Flax's ``apply`` where nothing is mutable, which then gives no pair."""
     return module.apply(variables, *args, **kwargs)
+
+
+def apart(params: Params, config: T5Config) -> Params:
+    """Parameters with the decoder's layers one by one, which calls then need not cut.
+
+    They are as they are where a second copy of them may have no room.
+    """
+    decoder = params["decoder"]
+    layers = _apart(decoder["layers"], config.num_decoder_layers)
+    return {**params, "decoder": {**decoder, "layers": layers}}
+
+
+def _of_layers(variables: Mapping[str, Any], count: int) -> list[PyTree] | PyTree:
+    """The variables of the layers one by one, or all in one."""
+    found = {
+        collection: tree["decoder"]["layers"]
+        for collection, tree in variables.items()
+        if "layers" in tree.get("decoder", {})
+    }
+    if not isinstance(found["params"], list):
+        return _apart(found, count)
+    return [
+        {
+            collection: tree[number] if isinstance(tree, list) else _layer(tree, number)
+            for collection, tree in found.items()
+        }
+        for number in range(count)
+    ]
 
 
 def _apart(stacked: PyTree, count: int) -> list[PyTree] | PyTree:

@@ -1,23 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests that arrive one by one share batches: a bounded queue and one worker.
 
-While the device answers a batch, what arrives meanwhile waits and becomes the next one:
-the busier the server, the fuller the batches, without anyone waiting for company. A batch
-takes a row of each submission in turn, so that many rows at once keep nobody waiting for
-longer than the batch that runs.
+While the device works, what arrives meanwhile waits and is begun next: the busier the
+server, the fuller the batches, without anyone waiting for company. A row of each
+submission is begun in turn, so that many rows at once keep nobody waiting for longer than
+what is in work. Each request has its result as soon as it is there, whatever others of
+its batch still have before them.
 """
 
 import collections
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Protocol
 
 from prompt_tuning.inference.prepared_rows import Request
 
-Run = Callable[[Sequence[Request]], list[dict[str, Any]]]
+
+class Work(Protocol):
+    """Answers requests while others come, as `inference.answering.Answering` does."""
+
+    def __len__(self) -> int:
+        """Requests that have no result yet."""
+        ...
+
+    def add(self, requests: Mapping[Hashable, Request]) -> None:
+        """Takes requests, each by what its result is to be known by."""
+        ...
+
+    def advance(self) -> Mapping[Hashable, dict[str, Any]]:
+        """Goes on a little; gives what results this gave."""
+        ...
+
+    def clear(self) -> None:
+        """Gives up all that is in work."""
+        ...
+
 
 _logger = logging.getLogger(__name__)
 
@@ -31,11 +51,11 @@ class ClosedError(Exception):
 
 
 class Batcher:
-    """Runs requests in batches, each submission's in its order; any thread may submit."""
+    """Works off requests, each submission's in its order; any thread may submit."""
 
     def __init__(
         self,
-        run: Run,
+        work: Work,
         *,
         max_batch: int = 64,
         max_queue: int = 1024,
@@ -45,13 +65,16 @@ class Batcher:
         """Starts the worker.
 
         Args:
-          run: answers requests, in their order (see `engine.Engine.run`).
-          max_batch: requests that one call of ``run`` is given at most.
+          work: answers requests.
+          max_batch: requests that are in work at most.
           max_queue: requests that may wait.
-          max_delay: seconds that the first request of a batch waits for others.
-          on_batch: told the size of each batch and the seconds it took.
+          max_delay: seconds that a request waits for others where nothing is in work.
+          on_batch: told of each call of ``advance`` how many requests were in work and
+            the seconds it took.
         """
-        self._run = run
+        self._work = work
+        # Of each request in work.
+        self._begun: dict[Hashable, tuple[Request, Future]] = {}
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._max_delay = max_delay
@@ -64,7 +87,9 @@ class Batcher:
         self._changed = threading.Condition()
         self._closed = False
         # A daemon, so that an error of the server's own does not leave a process behind.
-        self._worker = threading.Thread(target=self._work, name="batcher", daemon=True)
+        self._worker = threading.Thread(
+            target=self._answer_all, name="batcher", daemon=True
+        )
         self._worker.start()
 
     def submit(self, requests: Sequence[Request]) -> list[Future]:
@@ -108,29 +133,30 @@ class Batcher:
             self._changed.notify()
         self._worker.join()
 
-    def _work(self) -> None:
-        while batch := self._next_batch():
-            wanted = [
-                (request, future)
-                for request, future in batch
-                if future.set_running_or_notify_cancel()
-            ]
-            if wanted:
-                self._answer(wanted)
+    def _answer_all(self) -> None:
+        """Works until there is nothing left, and nothing can come any more."""
+        number = 0
+        while (batch := self._next_batch()) or self._begun:
+            begun = {}
+            for request, future in batch:
+                if future.set_running_or_notify_cancel():
+                    begun[number] = request, future
+                    number += 1
+            self._advance(begun)
 
     def _next_batch(self) -> list[tuple[Request, Future]]:
-        """Waits for requests; none is left when it returns an empty list."""
+        """Waits for requests unless some are in work; takes those that there is room for."""
         with self._changed:
-            while not self._waiting and not self._closed:
+            while not (self._waiting or self._closed or self._begun):
                 self._changed.wait()
-            while self._waiting and not self._closed:
+            while self._waiting and not (self._closed or self._begun):
                 oldest = min(came for came, _ in self._waiting)
                 left = oldest + self._max_delay - time.monotonic()
                 if self._size >= self._max_batch or left <= 0:
                     break
                 self._changed.wait(left)
             batch = []
-            while self._waiting and len(batch) < self._max_batch:
+            while self._waiting and len(batch) + len(self._begun) < self._max_batch:
                 came, pairs = self._waiting.popleft()
                 batch.append(pairs.popleft())
                 if pairs:
@@ -138,20 +164,29 @@ class Batcher:
             self._size -= len(batch)
             return batch
 
-    def _answer(self, batch: list[tuple[Request, Future]]) -> None:
-        started = time.monotonic()
+    def _advance(self, begun: Mapping[Hashable, tuple[Request, Future]]) -> None:
+        """Begins requests, and goes on with those in work."""
+        self._begun |= begun
+        if not self._begun:
+            return
+        started, size = time.monotonic(), len(self._begun)
         try:
-            results = self._run([request for request, _ in batch])
+            self._work.add({ticket: pair[0] for ticket, pair in begun.items()})
+            results = self._work.advance()
         except Exception as error:
-            _logger.exception("a batch of %d requests failed", len(batch))
-            if len(batch) > 1:
-                # The others are not to pay for the one that fails.
-                for alone in batch:
-                    self._answer([alone])
-            else:
-                batch[0][1].set_exception(error)
+            _logger.exception("a batch of %d requests failed", size)
+            self._work.clear()
+            failed, self._begun = self._begun, {}
+            if size == 1:
+                next(iter(failed.values()))[1].set_exception(error)
+                return
+            # The others are not to pay for the one that fails.
+            for ticket, pair in failed.items():
+                self._advance({ticket: pair})
+                while self._begun:
+                    self._advance({})
             return
         finally:
-            self._on_batch(len(batch), time.monotonic() - started)
-        for (_, future), result in zip(batch, results, strict=True):
-            future.set_result(result)
+            self._on_batch(size, time.monotonic() - started)
+        for ticket, result in results.items():
+            self._begun.pop(ticket)[1].set_result(result)

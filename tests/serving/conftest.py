@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning.checkpoints import base_models, prompt_file
+from prompt_tuning.inference.answering import Answering
 from prompt_tuning.inference.engine import Engine
 from prompt_tuning.inference.store import PromptStore
 from prompt_tuning.network.transformer import T5Config
@@ -79,7 +80,9 @@ def serving(engine):
     @contextlib.contextmanager
     def serve(token=None, limits=LIMITS, **kwargs):
         metrics = Metrics()
-        batcher = Batcher(engine.run, max_batch=4, on_batch=metrics.batch, **kwargs)
+        batcher = Batcher(
+            Answering(engine), max_batch=4, on_batch=metrics.batch, **kwargs
+        )
         metrics.watch(engine, batcher)
         made = app.create(engine, batcher, metrics, limits, token)
         with TestClient(made, base_url="http://localhost") as client:

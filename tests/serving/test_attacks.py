@@ -168,7 +168,8 @@ def test_calibration_needs_room_for_what_says_nothing(client, save, tmp_path):
 def test_unusual_labels_are_compiled_beside_what_runs(client, engine):
     """Nothing is left for the thread that answers everyone."""
     compiled = []
-    own = engine._compile
+    programs = engine._programs
+    own = programs._given
 
     def watched(*key):
         import threading
@@ -176,12 +177,12 @@ def test_unusual_labels_are_compiled_beside_what_runs(client, engine):
         compiled.append(threading.current_thread().name)
         return own(*key)
 
-    engine._compile = watched
+    programs._given = watched
     try:
         labels = ["one", "two", "three", "four", "five"]
         assert post(client, {**ROW, "labels": labels}).status_code == 200
     finally:
-        engine._compile = own
+        programs._given = own
     assert compiled and all(name.startswith("compiler") for name in compiled)
 
 

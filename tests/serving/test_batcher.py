@@ -9,6 +9,27 @@ import pytest
 from prompt_tuning.serving.batcher import Batcher, ClosedError, QueueFullError
 
 
+class AtOnce:
+    """Answers all that came with one call of a function."""
+
+    def __init__(self, run):
+        self.run = run
+        self.waiting = {}
+
+    def __len__(self):
+        return len(self.waiting)
+
+    def add(self, requests):
+        self.waiting |= requests
+
+    def advance(self):
+        requests, self.waiting = self.waiting, {}
+        return dict(zip(requests, self.run(list(requests.values())), strict=True))
+
+    def clear(self):
+        self.waiting = {}
+
+
 class Device:
     """Doubles numbers, one batch at a time, each when it is let."""
 
@@ -32,7 +53,7 @@ def device():
 
 
 def start(device, **kwargs):
-    return Batcher(device.run, **{"max_delay": 0.0, **kwargs})
+    return Batcher(AtOnce(device.run), **{"max_delay": 0.0, **kwargs})
 
 
 def occupied(device, batcher):
@@ -110,7 +131,7 @@ def test_an_error_is_its_batch_s_alone():
 
     sizes = []
     batcher = Batcher(
-        run, max_batch=1, on_batch=lambda size, seconds: sizes.append(size)
+        AtOnce(run), max_batch=1, on_batch=lambda size, seconds: sizes.append(size)
     )
     bad, good = batcher.submit(["bad", "good"])
     with pytest.raises(ArithmeticError):
@@ -137,9 +158,59 @@ def test_a_request_that_fails_fails_alone():
             raise ArithmeticError("no")
         return [{"ok": request} for request in requests]
 
-    batcher = Batcher(run, max_batch=3, max_delay=10.0)
+    batcher = Batcher(AtOnce(run), max_batch=3, max_delay=10.0)
     first, bad, last = batcher.submit(["first", "bad", "last"])
     assert first.result(10) == {"ok": "first"} and last.result(10) == {"ok": "last"}
+    with pytest.raises(ArithmeticError):
+        bad.result(10)
+    batcher.close()
+
+
+class Stepwise:
+    """Numbers that take as many steps as they say."""
+
+    def __init__(self):
+        self.left, self.may_go, self.most = {}, threading.Semaphore(0), 0
+
+    def __len__(self):
+        return len(self.left)
+
+    def add(self, requests):
+        self.left |= requests
+        self.most = max(self.most, len(self.left))
+
+    def advance(self):
+        assert self.may_go.acquire(timeout=10)
+        if "bad" in self.left.values():
+            raise ArithmeticError("no")
+        self.left = {ticket: left - 1 for ticket, left in self.left.items()}
+        done = [ticket for ticket, left in self.left.items() if not left]
+        for ticket in done:
+            del self.left[ticket]
+        return {ticket: {"done": True} for ticket in done}
+
+    def clear(self):
+        self.left = {}
+
+
+def test_what_is_short_is_answered_before_what_is_long():
+    work = Stepwise()
+    batcher = Batcher(work, max_batch=2, max_delay=0.0)
+    (long,) = batcher.submit([4])
+    short, waiting = batcher.submit([1, 1])
+    work.may_go.release(3)
+    assert waiting.result(10) and short.done() and not long.done()
+    work.may_go.release()
+    assert long.result(10) and work.most == 2
+    batcher.close()
+
+
+def test_what_is_in_work_is_answered_when_another_request_fails():
+    work = Stepwise()
+    work.may_go.release(10)
+    batcher = Batcher(work, max_batch=3, max_delay=10.0)
+    first, bad, last = batcher.submit([2, "bad", 1])
+    assert first.result(10) and last.result(10)
     with pytest.raises(ArithmeticError):
         bad.result(10)
     batcher.close()
