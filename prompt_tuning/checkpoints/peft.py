@@ -6,6 +6,11 @@ takes those and says so in the card's ``notes``. Writing makes P rows and a conf
 to match, which `peft.PeftModel.from_pretrained` loads; ``doubled=True`` adds P rows of
 zeros, for a model whose `PromptTuningConfig` was left at PEFT's defaults.
 
+A multitask prompt of PEFT's is read as what its one task makes of it, the shared rows times
+the task's matrix: a prompt like any other. Of one that has rows for the decoder, too, those
+are left out, as PEFT's ``generate`` does. Ours is saved as its product anyway, so that it is
+written as such a prompt.
+
 Our card travels in the tensor file's metadata, which PEFT leaves alone, so that nothing
 is lost on the way there and back.
 """
@@ -46,7 +51,7 @@ def load(path: files.Path) -> tuple[np.ndarray, dict[str, Any]]:
     """
     folder = pathlib.Path(path)
     config = _read_config(files.inside(folder, keys.CONFIG_FILE))
-    rows, own_card = _read_tensor(folder)
+    rows, own_card = _read_tensor(folder, config)
     length, width = config["num_virtual_tokens"], config["token_dim"]
     submodules = config.get(keys.SUBMODULES)
     if submodules is None:
@@ -129,7 +134,7 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
     config = files.read_json(path)
     for name in ("peft_type", "task_type"):
         found, wanted = config.get(name), keys.CONSTANT[name]
-        if found != wanted:
+        if found != wanted and (name, found) != ("peft_type", keys.MULTITASK):
             raise UserError(
                 f"{path} has {name} {found!r}; only {wanted!r} is a prompt for a T5, "
                 "so give the folder of one"
@@ -140,18 +145,50 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
                 f"{path} has {name} {config.get(name)!r} where a number of 1 or more "
                 "belongs; save the prompt again with PEFT"
             )
+    if config["peft_type"] == keys.MULTITASK and config.get(keys.TASKS) != 1:
+        raise UserError(
+            f"{path} has {keys.TASKS} {config.get(keys.TASKS)!r}, and a prompt is that of "
+            "one: choose it by PEFT's prompt_tuning_init='EXACT_SOURCE_TASK' with "
+            "num_tasks=1, and save that"
+        )
     return config
 
 
-def _read_tensor(folder: pathlib.Path) -> tuple[np.ndarray, dict[str, Any] | None]:
-    """The rows as they are on disk, and our card if we wrote the file."""
+def _read_tensor(
+    folder: pathlib.Path, config: Mapping[str, Any]
+) -> tuple[np.ndarray, dict[str, Any] | None]:
+    """The rows as they are on disk, and our card if we wrote the file.
+
+    Those of a multitask prompt are float32 products of what lies there.
+    """
     tensors, card = read_tensors(folder)
-    if [*tensors] != [keys.TENSOR]:
+    multitask = config["peft_type"] == keys.MULTITASK
+    wanted = [keys.TENSOR]
+    if multitask:
+        wanted += [keys.TASK_COLUMNS, keys.TASK_ROWS]
+    if sorted(tensors) != sorted(wanted):
         raise UserError(
             f"{folder / keys.TENSOR_FILE} holds the tensors {sorted(tensors)}, a prompt is "
-            f"{keys.TENSOR!r} alone; give the folder of a prompt"
+            f"{' and '.join(map(repr, wanted))} alone; give the folder of a prompt"
         )
-    return tensors[keys.TENSOR], card
+    rows = tensors[keys.TENSOR]
+    if multitask:
+        left, right = (
+            np.asarray(tensors[name], np.float32)
+            for name in (keys.TASK_COLUMNS, keys.TASK_ROWS)
+        )
+        if (
+            [rows.ndim, left.ndim, right.ndim] != [2, 3, 3]
+            or (left.shape[:2], right.shape[::2])
+            != ((1, len(rows)), (1, rows.shape[1]))
+            or left.shape[2] != right.shape[1]
+        ):
+            raise UserError(
+                f"{folder} contradicts itself: its arrays are {list(rows.shape)}, "
+                f"{list(left.shape)} and {list(right.shape)}; save it again with PEFT"
+            )
+        rows = np.asarray(rows, np.float32) * (left[0] @ right[0])
+    return rows, card
 
 
 def read_tensors(
@@ -186,14 +223,17 @@ def _card(folder: pathlib.Path, config: Mapping[str, Any], rows: int) -> dict[st
     """The card of a prompt that PEFT tuned."""
     length = config["num_virtual_tokens"]
     card = {
-        "method": "prompt_tuning",
+        "method": keys.OWN_NAMES[config["peft_type"]],
         "placement": "prepend",
         "source": {"format": "peft", "path": folder.absolute().name},
     }
     for name, where in keys.FROM_CARD.items():
         _put(card, where, config.get(name))
     card.setdefault("base_model", {})
-    known = {**keys.FROM_CARD, **keys.CONSTANT}
+    known = {*keys.FROM_CARD, *keys.CONSTANT}
+    if config["peft_type"] == keys.MULTITASK:
+        # Starts that prompts of one task do not have.
+        known |= {name for name in config if name.startswith("prompt_tuning_init")}
     card["peft"] = {
         **{k: v for k, v in config.items() if v is not None and k not in known},
         "unused_rows": rows - length,
@@ -201,9 +241,13 @@ def _card(folder: pathlib.Path, config: Mapping[str, Any], rows: int) -> dict[st
     card["notes"] = [cards.NO_CHECKSUM]
     if rows > length:
         unused = f"the other {rows - length} were left out"
-        card["notes"].append(
-            f"PEFT saved {rows} rows and uses the first {length}; {unused}"
-        )
+        uses = f"uses the first {length}"
+        if config["peft_type"] == keys.MULTITASK:
+            uses = (
+                f"generates with the first {length}, but puts the others before the "
+                "decoder's input while it trains"
+            )
+        card["notes"].append(f"PEFT saved {rows} rows and {uses}; {unused}")
     return card
 
 

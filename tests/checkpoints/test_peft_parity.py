@@ -19,11 +19,13 @@ peft = pytest.importorskip("peft")
 
 from prompt_tuning import trees
 from prompt_tuning.checkpoints import adapter_file, huggingface, layout, prompt_formats
+from prompt_tuning.errors import UserError
 from prompt_tuning.methods import registry
 from prompt_tuning.methods.decoder_prefix import DecoderPrefix
 from prompt_tuning.methods.ia3 import IA3
 from prompt_tuning.methods.lora import LoRA
 from prompt_tuning.methods.method import Start, assemble
+from prompt_tuning.methods.multitask_prompt import MultitaskPrompt
 from prompt_tuning.methods.p_tuning import PTuning
 from prompt_tuning.network import adapters
 from prompt_tuning.network.model import Model
@@ -119,7 +121,7 @@ def weight_of(model):
     return model.prompt_encoder["default"].embedding.weight
 
 
-def run_peft(model, batch):
+def run_peft(model, batch, **more):
     """PEFT is given text alone and puts the prompt there itself."""
     text = torch.from_numpy(batch["encoder_input_tokens"][:, LENGTH:]).long()
     targets = torch.from_numpy(batch["decoder_target_tokens"]).long()
@@ -127,6 +129,7 @@ def run_peft(model, batch):
         input_ids=text,
         attention_mask=(text > 0).long(),
         labels=targets.masked_fill(targets == 0, -100),
+        **more,
     )
 
 
@@ -529,3 +532,78 @@ def test_the_encoder_of_p_tuning_is_pefts(kind):
     with torch.no_grad():
         wanted = theirs(torch.arange(LENGTH)[None])[0]
     assert_close(method.rows(leaves, {}), wanted)
+
+
+def fresh_multitask(folder, **options):
+    """What a user of PEFT tunes, some way from its start, which is nearly zero."""
+    config = peft.MultitaskPromptTuningConfig(
+        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=LENGTH, **options
+    )
+    model = peft.get_peft_model(base(folder), config).eval()
+    torch.manual_seed(1)
+    own = model.prompt_encoder["default"]
+    with torch.no_grad():
+        for parameter in own.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    return model, own
+
+
+def test_a_multitask_prompt_computes_what_pefts_does(folder, ours, batch):
+    """Logits, loss and the gradient of all three leaves."""
+    theirs, own = fresh_multitask(folder, num_transformer_submodules=1)
+    answers = run_peft(theirs, batch, task_ids=torch.zeros(3, dtype=torch.long))
+    answers.loss.backward()
+    leaves = {
+        "shared": own.embedding.weight.detach().numpy(),
+        "left": own.prefix_task_cols.detach().numpy()[0, :, 0],
+        "right": own.prefix_task_rows.detach().numpy()[0, 0],
+    }
+    method, (model, params) = MultitaskPrompt(), ours
+
+    def loss(leaves):
+        part = method.materialize(method.place("task", leaves), params)
+        bank = model.network.prompts
+        tree = trees.merge(assemble({"task": part}, ["task"], bank), params)
+        return model.loss(tree, batch)[0], model.logits(tree, batch)
+
+    (found, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(leaves)
+    real = batch["decoder_target_tokens"] > 0
+    assert_close(logits[real], answers.logits.detach().numpy()[real])
+    assert_close(found, answers.loss.detach())
+    assert_close(gradient["shared"], own.embedding.weight.grad)
+    assert_close(gradient["left"], own.prefix_task_cols.grad[0, :, 0])
+    assert_close(gradient["right"], own.prefix_task_rows.grad[0, 0])
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_multitask_prompts_come_in_and_go_out_as_their_product(
+    rank, folder, ours, batch, tmp_path
+):
+    model, _ = fresh_multitask(folder, num_ranks=rank, num_transformer_submodules=1)
+    model.save_pretrained(tmp_path / "theirs")
+    array, card = prompt_formats.load(tmp_path / "theirs")
+    assert array.shape == (LENGTH, WIDTH) and card["method"] == "multitask_prompt"
+    with torch.no_grad():
+        theirs = run_peft(model, batch, task_ids=torch.zeros(3, dtype=torch.long))
+    prompt_formats.save(tmp_path / "ours", array, card, "peft")
+    again = peft.PeftModel.from_pretrained(base(folder), tmp_path / "ours").eval()
+    assert_same_answers(again, ours, array, batch)
+    assert_close(run_peft(again, batch).loss.detach(), theirs.loss)
+
+
+def test_of_a_doubled_multitask_prompt_the_rows_are_those_of_pefts_generate(
+    folder, tmp_path
+):
+    model, _ = fresh_multitask(folder)
+    model.save_pretrained(tmp_path)
+    array, card = prompt_formats.load(tmp_path)
+    with torch.no_grad():
+        rows = model.get_prompt(1, task_ids=torch.zeros(1, dtype=torch.long))
+    assert_close(array, rows[0, :LENGTH])
+    assert "before the decoder's input while it trains" in card["notes"][1]
+
+
+def test_a_multitask_prompt_of_several_tasks_is_refused(folder, tmp_path):
+    fresh_multitask(folder, num_tasks=2)[0].save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="num_tasks 2, and a prompt is that of one"):
+        prompt_formats.load(tmp_path)

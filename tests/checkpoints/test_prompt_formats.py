@@ -387,7 +387,8 @@ def test_halves_are_widened(tmp_path, dtype):
         ({"peft_type": "LORA"}, "peft_type 'LORA'"),
         ({"peft_type": "PREFIX_TUNING"}, "peft_type 'PREFIX_TUNING'"),
         ({"peft_type": "P_TUNING"}, "peft_type 'P_TUNING'"),
-        ({"peft_type": "MULTITASK_PROMPT_TUNING"}, "'MULTITASK_PROMPT_TUNING'"),
+        ({"peft_type": "MULTITASK_PROMPT_TUNING"}, "num_tasks None, and a prompt is"),
+        ({"peft_type": "MULTITASK_PROMPT_TUNING", "num_tasks": 1}, "task_cols' and"),
         ({"peft_type": None}, "peft_type None"),
         ({"task_type": "CAUSAL_LM"}, "task_type 'CAUSAL_LM'"),
         ({"num_virtual_tokens": "5"}, "num_virtual_tokens '5'"),
@@ -407,6 +408,41 @@ def test_folders_of_peft_that_are_no_prompts(tmp_path, changes, what):
     folder = write_peft(tmp_path / "adapter", **{"rows": rows, **changes})
     assert prompt_formats.detect(folder) == "peft"
     assert what in message(folder)
+
+
+def write_multitask(path, shared, left, right, **changes):
+    tensors = {"prefix_task_cols": left, "prefix_task_rows": right}
+    kind = {"peft_type": "MULTITASK_PROMPT_TUNING", "num_tasks": 1, **changes}
+    return write_peft(path, shared, tensors, **kind)
+
+
+def test_a_multitask_prompt_of_peft_is_its_product(tmp_path):
+    rng = np.random.default_rng(3)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    shared, left, right = draw(10, 32), draw(1, 10, 2), draw(1, 2, 32)
+    start = {"prompt_tuning_init": "ONLY_SOURCE_SHARED"}
+    folder = write_multitask(tmp_path / "one", shared, left, right, **start)
+    array, card = prompt_formats.load(folder)
+    np.testing.assert_allclose(array, (shared * (left[0] @ right[0]))[:5], rtol=1e-6)
+    assert card["method"] == "multitask_prompt"
+    # It goes out as a plain prompt, without the start that those do not have.
+    prompt_formats.save(tmp_path / "out", array, card, "peft")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["peft_type"] == "PROMPT_TUNING"
+    assert config["prompt_tuning_init"] == "RANDOM"
+    assert_same_bits(prompt_formats.load(tmp_path / "out")[0], array)
+    for number, wrong in enumerate(
+        [
+            (shared, left[0], right),
+            (shared, left[:, :5], right),
+            (shared, left, right[:, :1]),
+            (shared, draw(2, 10, 2), draw(2, 2, 32)),
+        ]
+    ):
+        folder = write_multitask(tmp_path / f"wrong_{number}", *wrong)
+        assert "contradicts itself: its arrays are [10, 32]" in message(folder)
+    folder = write_multitask(tmp_path / "two", shared, left, right, num_tasks=2)
+    assert "EXACT_SOURCE_TASK" in message(folder)
 
 
 def test_damaged_folders_of_peft(tmp_path, prompt):

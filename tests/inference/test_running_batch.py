@@ -108,9 +108,9 @@ def rows(store):
 @pytest.fixture(scope="module")
 def whole(source, store, rows):
     """What whole batches answer."""
-    return Engine(source, store, batch_sizes=(8,), lengths=(48,), strategy=WHOLE).answer(
-        rows
-    )
+    return Engine(
+        source, store, batch_sizes=(8,), lengths=(48,), strategy=WHOLE
+    ).answer(rows)
 
 
 @pytest.mark.parametrize("sizes", [(4,), (1, 2, 8)], ids=str)

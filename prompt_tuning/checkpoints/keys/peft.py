@@ -25,6 +25,14 @@ CONSTANT: dict[str, Any] = {
     "inference_mode": True,
 }
 
+# A multitask prompt: beside the shared rows, of every task a matrix of low rank by which
+# they are multiplied, [tasks, rows, rank] and [tasks, rank, width].
+MULTITASK = "MULTITASK_PROMPT_TUNING"
+TASKS, TASK_COLUMNS, TASK_ROWS = "num_tasks", "prefix_task_cols", "prefix_task_rows"
+
+# What a card calls the method of such a folder.
+OWN_NAMES = {"PROMPT_TUNING": "prompt_tuning", MULTITASK: "multitask_prompt"}
+
 # Fields that say what a card says, and where in the card that stands.
 FROM_CARD: dict[str, tuple[str, ...]] = {
     "num_virtual_tokens": ("length",),
