@@ -2,8 +2,10 @@
 """``tasks``: the registered tasks, what a model is given of them, and what is wrong."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import rich.console
+import rich.padding
 import rich.table
 import rich.text
 
@@ -15,6 +17,9 @@ from prompt_tuning.types import (
     PositiveInt,
     PromptLength,
 )
+
+if TYPE_CHECKING:  # It loads TensorFlow.
+    from prompt_tuning.runs.task_view import Listed
 
 # Characters of an example that are shown.
 LONGEST = 2_000
@@ -74,7 +79,7 @@ def show_tasks(
             "their rows"
         )
     console = rich.console.Console(highlight=False, markup=False)
-    console.print(_table(task_view.listed(name) for name in names))
+    _print_list(console, [task_view.listed(name) for name in names])
     faults = 0
     for name in names if preview or lint else ():
         console.print(rich.text.Text(f"\n{name}", style="bold"))
@@ -99,22 +104,38 @@ def show_tasks(
         raise UserError(f"{faults} {were} found: see above")
 
 
-def _table(found) -> rich.table.Table:
-    table = rich.table.Table(box=None, pad_edge=False)
-    table.add_column("task", no_wrap=True)  # A name is there to be copied.
-    for column in ("vocabulary", "splits", "answers", "metrics"):
-        table.add_column(column, overflow="fold")
+def _print_list(console: rich.console.Console, found: Sequence["Listed"]) -> None:
+    """Prints a table, or, where that would cut words, two lines for each task."""
+    lines = []
     for one in found:
         answers = one.answers or "text"
-        cells = [
+        line = [
             one.name,
             one.vocabulary,
             ", ".join(one.splits),
             f"{answers} ({len(one.parts)} tasks)" if one.parts else answers,
             ", ".join(one.metrics) or "none",
         ]
-        table.add_row(*map(_text, cells))
-    return table
+        lines.append([_text(cell) for cell in line])
+    head = ("task", "vocabulary", "splits", "answers", "metrics")
+    table = rich.table.Table(box=None, pad_edge=False)
+    narrowest = 0
+    for name, column in zip(head, zip(*lines, strict=True), strict=True):
+        words = [word for cell in column for word in cell.plain.split(" ")]
+        longest = max(map(len, [name, *words]))
+        # A name is there to be copied.
+        table.add_column(name, no_wrap=name == head[0], min_width=longest)
+        narrowest += longest + 1
+    if narrowest <= console.width:
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
+        return
+    for line in lines:
+        console.print(line[0], soft_wrap=True)
+        pairs = zip(head[1:], line[1:], strict=True)
+        said = "; ".join(f"{name}: {cell.plain}" for name, cell in pairs)
+        console.print(rich.padding.Padding(said, (0, 0, 0, 2)))
 
 
 def _example(row) -> rich.text.Text:

@@ -52,6 +52,19 @@ def test_a_list_leaves_variants_out_unless_they_are_asked_for(capsys):
     assert "negative, positive" in out and "accuracy" in out
 
 
+def test_a_narrow_terminal_cuts_no_word(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = shown(capsys)
+    assert max(map(len, out.splitlines())) <= 80
+    listed = [line for line in out.splitlines() if not line.startswith(" ")]
+    assert listed == task_view.names([])
+    for name in ("glue_ax_v002", "super_glue_wsc_and_dev_v102_simple"):
+        _, _, after = out.partition(f"{name}\n")
+        assert "vocabulary: t5; splits: " in after.splitlines()[0]
+    # One that fits stays a table.
+    assert shown(capsys, "glue_sst2_v200").split()[0] == "task"
+
+
 def test_each_name_has_its_variants_pieces():
     every = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     for name in every:
