@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``tasks``: the registered tasks, what a model is given of them, and what is wrong."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import rich.padding
 import rich.table
 import rich.text
 
+from prompt_tuning.checkpoints import base_models, formats
 from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.errors import UserError, printable
 from prompt_tuning.types import (
@@ -33,6 +35,7 @@ def show_tasks(
     mixture_or_task_name: str | None = None,
     mixture_or_task_module: str | None = None,
     local_task: LocalTask | None = None,
+    initial_checkpoint_path: str | None = None,
     task_feature_lengths: FeatureLengths | None = None,
     preview: NonNegativeInt = 0,
     lint: bool = False,
@@ -48,6 +51,8 @@ def show_tasks(
       mixture_or_task_name: what the local files are called, or one task.
       mixture_or_task_module: imported to register tasks.
       local_task: files to register as a task.
+      initial_checkpoint_path: a model, or ``embedded:NAME``, in whose vocabulary the
+        files are written unless they name one.
       task_feature_lengths: text tokens of ``inputs`` and ``targets``, to cut and check.
       preview: how many rows to show of each task.
       lint: check the tasks; a fault ends the command with code 2.
@@ -67,6 +72,10 @@ def show_tasks(
     if local_task is not None:
         if mixture_or_task_name is None:
             raise UserError("MIXTURE_OR_TASK_NAME is not set: call the files' task so")
+        if local_task.vocabulary is None and initial_checkpoint_path is not None:
+            source = base_models.open_checkpoint(initial_checkpoint_path)
+            if (found := formats.vocabulary(source.path)) is not None:
+                local_task = dataclasses.replace(local_task, vocabulary=found.name)
         local_file.register_task(mixture_or_task_name, local_task)
     else:
         examples.load_module(mixture_or_task_module)

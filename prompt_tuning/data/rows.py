@@ -63,6 +63,8 @@ def kind_of(path: str | os.PathLike[str]) -> Kind:
     Raises:
       UserError: nothing that is read here.
     """
+    if not os.fspath(path):
+        raise UserError("the path of a file of rows is empty: name one")
     suffix = pathlib.Path(path).suffix.lower()
     if suffix == ".json":
         raise UserError(
@@ -258,7 +260,9 @@ def _table(
         else:
             return
     if len(set(columns)) < len(columns):
-        raise UserError(f"{path} has two columns of one name: {', '.join(columns)}")
+        raise UserError(
+            f"{path} has two columns of one name: {', '.join(columns)}; rename one"
+        )
     for record in found:
         fields = list(record.values.values())
         error, values = record.error, {}

@@ -52,7 +52,10 @@ class Split:
             logger_cls=(),
         )
         if not self._evaluator.eval_tasks:
-            raise UserError(f"{name} has no metric on split {split!r}")
+            raise UserError(
+                f"{name} has no metric on split {split!r}: give it one (TASK_METRICS of "
+                "local files), or tune with EVAL_SPLIT=None"
+            )
         first = self._evaluator.eval_tasks[0]
         self._vocabulary = first.output_features["targets"].vocabulary
         self._cached = self._evaluator.cached_task_datasets[first.name]

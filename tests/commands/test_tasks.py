@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`prompt-tuning tasks` lists tasks, shows what a model is given, and checks them."""
 
+import dataclasses
+
 import pytest
 import seqio
 
@@ -114,6 +116,19 @@ def test_a_right_task_has_no_faults(capsys, local):
         "looked at 2 of train, 1 of test",
         "nothing is wrong with it",
     ]
+
+
+def test_files_are_written_in_the_vocabulary_of_the_model_that_is_named(capsys, local):
+    files = dataclasses.replace(local(train=TRAIN), vocabulary=None)
+    with pytest.raises(UserError, match="name the model's in VOCABULARY"):
+        tasks.show_tasks(mixture_or_task_name="films", local_task=files)
+    out = shown(
+        capsys,
+        mixture_or_task_name="films",
+        local_task=files,
+        initial_checkpoint_path="embedded:t5_1_1_mini",
+    )
+    assert out.splitlines()[1].split()[:2] == ["films", "mini"]
 
 
 def test_faults_are_listed_and_end_the_command(capsys, local):

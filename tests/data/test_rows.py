@@ -138,10 +138,14 @@ def test_columns_of_tables(scanned):
         (2, {"x": "", "label:fine": "a"}, None)
     ]
     for content, options in (("x,x\n", {}), ("1,2\n", {"columns": ["x", "x"]})):
-        with pytest.raises(UserError, match="two columns of one name"):
+        with pytest.raises(
+            UserError, match="two columns of one name: x, x; rename one"
+        ):
             scanned("a.csv", content, **options)
     with pytest.raises(UserError, match="names of columns are for tables"):
         scanned("a.jsonl", "{}\n", columns=["x"])
+    with pytest.raises(UserError, match="path of a file of rows is empty: name one"):
+        list(rows.scan(""))
 
 
 def test_slices_of_splits():

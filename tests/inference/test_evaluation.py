@@ -173,7 +173,7 @@ def test_a_task_without_a_metric(tuned, vocabulary):
     name = add_task("test_evaluate_bare", 3, with_metrics=False)
     answerer = Answerer(tuned[0], vocabulary, labels=LABELS)
     try:
-        with pytest.raises(UserError, match="has no metric on split 'validation'"):
+        with pytest.raises(UserError, match="'validation': give it one .TASK_METRICS"):
             evaluator(name, answerer)
     finally:
         seqio.TaskRegistry.remove(name)
