@@ -194,6 +194,10 @@ def prompt(path: files.Path, norms: np.ndarray, cosines: np.ndarray) -> None:
     _save(figure, path)
 
 
+# What an experiment's figure may say (see `experiment`).
+FIGURE_KEYS = ("x", "by", "log", "label", "metrics")
+
+
 def experiment(
     path: files.Path,
     groups: Sequence[Any],

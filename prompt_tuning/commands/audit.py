@@ -108,6 +108,8 @@ def audit(
         {_SPLIT: input_file}, None, target_column, label_names, columns=columns
     )
     rows = local.columns_of(_SPLIT)
+    if not rows:
+        raise UserError(f"{input_file} has no rows: give another INPUT_FILE")
     groups = None
     if group_column is not None:
         groups = fairness.groups_of(rows, group_column, input_file)

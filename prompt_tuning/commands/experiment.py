@@ -22,7 +22,7 @@ from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.errors import UserError
 from prompt_tuning.inference import prompt_view
 from prompt_tuning.runs import experiments, identity, seed_summary, tune
-from prompt_tuning.runs.experiments import ModelTuning, Run
+from prompt_tuning.runs.experiments import Cell, ModelTuning, Run
 from prompt_tuning.runs.settings import Data, Settings
 from prompt_tuning.types import LearningRate, PathText, PositiveInt, Seed
 
@@ -73,7 +73,8 @@ def experiment(
       on_start: called with the folder before anything else is written to it.
 
     Raises:
-      UserError: the folder holds another experiment, or a value is wrong.
+      UserError: the folder holds another experiment, the figure cannot be drawn, or a
+        value is wrong.
     """
     if not isinstance(settings.data, Data):
         raise UserError("an experiment reads a registered task or files")
@@ -87,9 +88,11 @@ def experiment(
     if figure.get("x") == DOMAIN and not other_tasks:
         raise UserError(f"{name} measures on other domains, too: give OTHER_TASKS")
     data = settings.data
-    _check_split(data, test_split)
+    own = (data.mixture_or_task_name, data.mixture_or_task_module, data.local_task)
+    _check_split(*own, test_split)
     model = ModelTuning(model_learning_rate, model_steps)
     cells = experiments.cells(grid, seeds, settings)
+    _check_figure(figure, cells, together=together, others=bool(other_tasks))
     runs = experiments.runs(cells, settings, model, apart)
     for run in runs:  # What cannot be trained is refused before anything is.
         tune.plan(run.settings)
@@ -98,7 +101,7 @@ def experiment(
     what |= {"interpret": True} if interpret else {}
     what = json.loads(json.dumps(what))  # as it is read back: a tuple becomes a list
     rows = _rows_so_far(pathlib.Path(model_dir), name, what)
-    domains = _domains(data, test_split, other_tasks or {})
+    domains = _domains(data, test_split, other_tasks or {})  # They are read, too.
     folder = files.writable_folder(model_dir, on_start)
     done = {row["run"]["name"] for row in rows}
     content = {"experiment": name, "grid": what, "figure": figure, "rows": rows}
@@ -116,19 +119,36 @@ def experiment(
     _tell(folder, name, figure, rows)
 
 
-def _check_split(data: Data, split: str) -> None:
+def _check_figure(
+    figure: Mapping[str, Any], cells: Sequence[Cell], *, together: bool, others: bool
+) -> None:
+    """Refuses a figure that could not be drawn before anything is trained."""
+    if unknown := sorted(map(str, figure.keys() - plots.FIGURE_KEYS)):
+        raise UserError(
+            f"FIGURE has no {', '.join(unknown)}: it may have "
+            f"{', '.join(plots.FIGURE_KEYS)}"
+        )
+    known = dict.fromkeys(key for cell in cells for key in experiments.described(cell))
+    known |= dict.fromkeys([DOMAIN] * others + [COMBINE] * together)
+    known.pop(seed_summary.SEED, None)
+    for key in ("x", "by"):
+        if key == "x" and key not in figure or figure.get(key, "method") not in known:
+            raise UserError(
+                f"FIGURE: {key}={figure.get(key)!r} is no value of GRID's cells: choose "
+                f"one of {', '.join(known)}"
+            )
+
+
+def _check_split(
+    name: str, module: str | None, local: LocalTask | None, split: str
+) -> None:
     """Refuses a split that does not exist before anything is trained."""
     from prompt_tuning.data import examples
 
-    if data.local_task is not None:
-        known = list(data.local_task.files)
-    else:
-        name, module = data.mixture_or_task_name, data.mixture_or_task_module
-        known = list(examples.find(name, module).splits)
+    known = list(examples.find(name, module).splits if local is None else local.files)
     if splits.name_of(split) not in known:
         raise UserError(
-            f"TEST_SPLIT={split!r} is no split of {data.mixture_or_task_name}: choose one "
-            f"of {', '.join(known)}"
+            f"TEST_SPLIT={split!r} is no split of {name}: choose one of {', '.join(known)}"
         )
 
 
@@ -144,6 +164,8 @@ def _rows_so_far(
     if not path.is_file():
         return []
     known = files.read_json(path)
+    if known.get("rows") == [] and not any(folder.glob(f"runs/*/{identity.FILE}")):
+        return []  # It was refused before it trained anything.
     if known.get("experiment") != name:
         raise UserError(
             f"{folder} holds the experiment {known.get('experiment')!r}: choose another "
@@ -163,7 +185,11 @@ def _rows_so_far(
 def _domains(
     data: Data, split: str, others: Mapping[str, Mapping[str, Any]]
 ) -> dict[str | None, dict[str, Any]]:
-    """Arguments of ``eval`` by domain; None is the task itself."""
+    """Arguments of ``eval`` by domain; None is the task itself.
+
+    Raises:
+      UserError: a domain cannot be measured on, or is called like the task.
+    """
     own = {
         "mixture_or_task_name": data.mixture_or_task_name,
         "mixture_or_task_module": data.mixture_or_task_module,
@@ -176,16 +202,42 @@ def _domains(
     found: dict[str | None, dict[str, Any]] = {data.mixture_or_task_name: own}
     fields = {field.name for field in dataclasses.fields(LocalTask)}
     for name, values in others.items():
+        if name in found:
+            raise UserError(
+                f"OTHER_TASKS: {name!r} is what the task itself is called: choose another "
+                "name"
+            )
         files_of = {key: value for key, value in values.items() if key in fields}
         rest = {key: value for key, value in values.items() if key not in fields}
         if unknown := rest.keys() - own.keys():
             raise UserError(
                 f"OTHER_TASKS: {name!r} has no {', '.join(sorted(unknown))}"
             )
-        local = LocalTask(**{"template": None, **files_of}) if files_of else None
-        task = {"mixture_or_task_name": name, "local_task": local}
-        found[name] = {**own, **task, **rest}
+        task = {"mixture_or_task_name": name, "local_task": None, **rest}
+        try:
+            if files_of:
+                task["local_task"] = _files(files_of, data)
+            other = {**own, **task}
+            local = other["local_task"]
+            where = (other["mixture_or_task_name"], other["mixture_or_task_module"])
+            _check_split(*where, local, other["split"])
+            if local is not None and local.template is not None:
+                local.read(splits.name_of(other["split"]))
+        except UserError as error:
+            raise UserError(f"OTHER_TASKS: {name!r}: {error}") from error
+        found[name] = other
     return found
+
+
+def _files(values: Mapping[str, Any], data: Data) -> LocalTask:
+    """The task of another domain's files; template and labels are those tuned."""
+    if "files" not in values:
+        raise UserError("it has no files: give the path of each split")
+    local = LocalTask(**{"template": None, **values})
+    tuned = data.local_task
+    if tuned is None:
+        return local
+    return local.as_tuned({"template": tuned.template, "labels": tuned.labels})
 
 
 def _rows(
@@ -289,8 +341,14 @@ def _tell(
     rows: Sequence[seed_summary.Row],
 ) -> None:
     """Writes table and figure, prints the table and where things lie."""
-    first = next((row["metrics"] for row in rows if row["metrics"]), {})
-    groups = seed_summary.summary(rows, figure.get("metrics", list(first)[:1]))
+    known = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    metrics = figure.get("metrics", known[:1])
+    if wrong := [each for each in metrics if known and each not in known]:
+        raise UserError(
+            f"FIGURE: no metric is called {wrong[0]!r}: choose from {', '.join(known)}, "
+            "and repeat the command; nothing is trained again"
+        )
+    groups = seed_summary.summary(rows, metrics)
     head, *lines = seed_summary.table(groups)
     files.write_text(folder / TABLE, seed_summary.markdown([head, *lines]))
     plots.experiment(folder / FIGURE, groups, figure, name)

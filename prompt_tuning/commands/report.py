@@ -30,13 +30,15 @@ def write_report(
         prompt's card.
 
     Raises:
-      UserError: a folder holds nothing of the kind, a file is damaged, or the page
-        cannot be written.
+      UserError: a folder holds nothing of the kind, a file is damaged, BASE is no
+        model, or the page cannot be written.
     """
     if not folders:
         raise UserError(
             "no folder to report on: give a MODEL_DIR, or one above several"
         )
+    if base is not None:
+        base_models.open_checkpoint(base)  # A wrong one is an error of the command.
     files.replaceable_file(output)
     files.refuse_same(folders, [output])
     found = gathered.gather(folders)

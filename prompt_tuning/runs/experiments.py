@@ -40,6 +40,7 @@ MOST_PADDING = 1.5
 # What a grid may give its cells beside seeds.
 VALUES = (EXAMPLES, "batch_size", "method", "prompt_length", "prompt_init", "placement")
 VALUES += ("learning_rate", BASE_MODEL)
+_WHOLE_NUMBERS = {EXAMPLES, "batch_size", "prompt_length"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +109,10 @@ def cells(
     for variant in prompt_lists.expand(entries, (*VALUES, SEED), "GRID"):
         method = registry.named(variant.values.get("method", usual)).kind
         base = variant.values.get(BASE_MODEL)
+        for key in _WHOLE_NUMBERS & variant.values.keys():
+            number = variant.values[key]
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise UserError(f"GRID: {key}={number!r} must be a number of 1 or more")
         if BASE_MODEL in variant.values and not isinstance(base, str):
             raise UserError(f"GRID: base_model={base!r} must be a path or a name")
         found.append(Cell(variant.name, method, variant.values))

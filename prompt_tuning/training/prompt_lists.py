@@ -17,6 +17,8 @@ from prompt_tuning.errors import UserError
 NAME = "name"
 # Its values say enough without its name.
 _PLAIN = "mixture_or_task_name"
+# Right in a list of prompts and in a grid, which has no seeds.
+_EXAMPLE = "[{'prompt_length': [5, 20]}]"
 _UNFIT = re.compile(r"[^\w.+=-]+", re.ASCII)
 
 
@@ -48,12 +50,12 @@ def expand(
       called: what messages call the list.
 
     Raises:
-      UserError: there is no prompt, a value has an unknown name, or two prompts are
+      UserError: there is no prompt, a value has an unknown name or no alternative, or two prompts are
         called the same.
     """
     if isinstance(prompts, Mapping) or not all(isinstance(p, Mapping) for p in prompts):
         raise UserError(
-            f"{called}={prompts!r} must be a list of dicts, e.g. [{{'seed': [0, 1, 2]}}]"
+            f"{called}={prompts!r} must be a list of dicts, e.g. {_EXAMPLE}"
         )
     rows = [
         (entry, row)
@@ -62,7 +64,7 @@ def expand(
     ]
     if not rows:
         raise UserError(
-            f"{called} names no prompt: give a dict for each, e.g. [{{'seed': [0, 1, 2]}}]"
+            f"{called} names no prompt: give a dict for each, e.g. {_EXAMPLE}"
         )
     differing = _differing([row for _, row in rows], allowed)
     variants = []
@@ -89,6 +91,11 @@ def _combinations(
             raise UserError(
                 f"{called} cannot set {key!r}; a prompt's own values are "
                 f"{', '.join((NAME, *allowed))}"
+            )
+        if isinstance(entry[key], list) and not entry[key]:
+            raise UserError(
+                f"{called}: {key!r} is a choice of nothing: give it a value, or leave it "
+                "out"
             )
     keys = [key for key in (NAME, *allowed) if key in entry]
     values = [entry[key] for key in keys]

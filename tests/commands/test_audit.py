@@ -221,6 +221,7 @@ def test_a_threshold_on_changed_answers(audited, prompts, pronouns, tmp_path):
     [
         ({"numbers": ()}, "no prompt to audit"),
         ({"input_file": None}, "INPUT_FILE is not set"),
+        ({"input_file": "empty"}, "empty.tsv has no rows: give another INPUT_FILE"),
         ({"group_column": None}, "nothing to look for"),
         ({"group_column": "race"}, "row 1: GROUP_COLUMN='race' is no column of it"),
         ({"group_column": "labels"}, "has only the value 'x'"),
@@ -235,6 +236,9 @@ def test_a_threshold_on_changed_answers(audited, prompts, pronouns, tmp_path):
 )
 def test_refused(change, says, audited, tmp_path):
     (tmp_path / "rare.tsv").write_text("xylophone\tharp\n")
+    (tmp_path / "empty.tsv").write_text("")
+    if change.get("input_file") == "empty":
+        change["input_file"] = str(tmp_path / "empty.tsv")
     if "swap_file" in change:
         change["swap_file"] = str(tmp_path / "rare.tsv")
     with pytest.raises(UserError, match=says):

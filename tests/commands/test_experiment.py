@@ -104,6 +104,75 @@ def test_a_grid_its_table_and_its_repetition(run, capsys):
         assert message.startswith("prompt-tuning: ") and line in message
 
 
+@pytest.mark.parametrize(
+    ("flag", "line"),
+    [
+        (
+            "--figure={}",
+            "FIGURE: x=None is no value of GRID's cells: choose one of exam",
+        ),
+        ("--figure={'x': 'lenght'}", "FIGURE: x='lenght' is no value of GRID's cells"),
+        ("--figure={'x': 'examples', 'by': 'seed'}", "FIGURE: by='seed' is no value"),
+        (
+            "--figure={'x': 'examples', 'lgo': 1}",
+            "FIGURE has no lgo: it may have x, by",
+        ),
+        ("--grid=[{'prompt_length': 'x'}]", "GRID: prompt_length='x' must be a number"),
+        (
+            "--grid=[{'examples': [0]}]",
+            "GRID: examples=0 must be a number of 1 or more",
+        ),
+        ("--grid=[{}, {'examples': []}]", "GRID: 'examples' is a choice of nothing"),
+        (
+            "--other_tasks={'a': {'files': {'test': 'nowhere.tsv'}}}",
+            "OTHER_TASKS: 'a': cannot read nowhere.tsv: No such file",
+        ),
+        ("--other_tasks={'a': {'template': '{x}'}}", "'a': it has no files"),
+        ("--other_tasks={'a': {'file': 'x.tsv'}}", "OTHER_TASKS: 'a' has no file"),
+        (
+            "--other_tasks={'a': {'files': {'dev': 'nowhere.tsv'}}}",
+            "'a': TEST_SPLIT='test' is no split of a: choose one of dev",
+        ),
+        (
+            "--other_tasks={'a': {'files': {'test': 'x.tsv'}, 'label_names': ['a', 'b']}}",
+            "'a': LABEL_NAMES are a, b, the prompt's labels good, bad",
+        ),
+        (
+            "--other_tasks={'experiment_reviews': {'files': {'test': 'nowhere.tsv'}}}",
+            "is what the task itself is called",
+        ),
+        ("--other_tasks={'a': {}}", "no task or mixture is called 'a'"),
+        ("--grid=[]", "give a dict for each, e.g. [{'prompt_length': [5, 20]}]"),
+    ],
+)
+def test_what_cannot_be_trained_or_drawn_is_refused_first(
+    run, tmp_path, capsys, flag, line
+):
+    assert run(flag, f"--model_dir={tmp_path / 'new'}")[1] == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("prompt-tuning: ") and line in message
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_in_which_nothing_was_trained_takes_another_grid(
+    run, tmp_path, capsys
+):
+    where = f"--model_dir={tmp_path}"
+    wrong = "--grid=[{'prompt_init': 'magic', 'examples': 4}]"
+    assert run(wrong, where)[1] == 2
+    assert "no prompt_init is called 'magic'" in capsys.readouterr().err
+    right = "--grid=[{'prompt_init': 'random', 'examples': 4}]"
+    figure = "--figure={'x': 'prompt_init', 'metrics': ['f1']}"
+    assert run(right, where, figure)[1] == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "FIGURE: no metric is called 'f1': choose from accuracy" in said
+    # Cured, nothing is trained again.
+    assert run(right, where, figure.replace("f1", "accuracy"))[1] == 0
+    assert "run 1 of 1" not in capsys.readouterr().err
+    assert "| prompt init |" in (tmp_path / "table.md").read_text()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_experiment_is_a_name_a_grid_and_a_figure(name):
     file = gin_files.read_shipped(name)

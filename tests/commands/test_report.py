@@ -191,6 +191,15 @@ def test_folders_that_hold_no_run(folders, says, tmp_path):
     assert "\n" not in str(error.value) and not path.exists()
 
 
+def test_a_base_that_is_no_model_is_an_error_and_no_page_without_words(
+    folder, tmp_path
+):
+    path = tmp_path / "page.html"
+    with pytest.raises(UserError, match="no model 'embedded:nope' is embedded"):
+        report.write_report([str(folder)], str(path), base="embedded:nope")
+    assert not path.exists()
+
+
 def test_records_of_another_kind_are_passed_over(folder, tmp_path):
     strange = tmp_path / "strange"
     members = [3, {"name": ["x"], "validation": 7, "values": None, "file": "../../x"}]
