@@ -131,11 +131,13 @@ def _check_figure(
     known = dict.fromkeys(key for cell in cells for key in experiments.described(cell))
     known |= dict.fromkeys([DOMAIN] * others + [COMBINE] * together)
     known.pop(seed_summary.SEED, None)
-    for key in ("x", "by"):
-        if key == "x" and key not in figure or figure.get(key, "method") not in known:
+    # Cells that are the same in what would tell them apart are of one colour.
+    may = {"x": known, "by": {*known, *experiments.VALUES}}
+    for key, value in (("x", figure.get("x")), ("by", figure.get("by", "method"))):
+        if value not in may[key]:
             raise UserError(
-                f"FIGURE: {key}={figure.get(key)!r} is no value of GRID's cells: choose "
-                f"one of {', '.join(known)}"
+                f"FIGURE: {key}={value!r} is no value of GRID's cells: choose one of "
+                f"{', '.join(known)}"
             )
 
 
@@ -164,6 +166,12 @@ def _rows_so_far(
     if not path.is_file():
         return []
     known = files.read_json(path)
+    for key, kind in (("grid", dict), ("rows", list)):
+        if not isinstance(known.get(key), kind):
+            raise UserError(
+                f"{path} is no record of an experiment, it has no {key}: choose another "
+                "MODEL_DIR"
+            )
     if known.get("rows") == [] and not any(folder.glob(f"runs/*/{identity.FILE}")):
         return []  # It was refused before it trained anything.
     if known.get("experiment") != name:

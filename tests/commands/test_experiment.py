@@ -154,6 +154,17 @@ def test_what_cannot_be_trained_or_drawn_is_refused_first(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    "record", ['{"experiment": "few_shot"}', '{"grid": {}, "rows": 3}']
+)
+def test_a_record_of_another_kind_is_no_experiment(run, tmp_path, capsys, record):
+    (tmp_path / "experiment.json").write_text(record)
+    assert run(f"--model_dir={tmp_path}")[1] == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "is no record of an experiment, it has no " in message
+    assert [path.name for path in tmp_path.iterdir()] == ["experiment.json"]
+
+
 @pytest.mark.slow
 def test_a_folder_in_which_nothing_was_trained_takes_another_grid(
     run, tmp_path, capsys
