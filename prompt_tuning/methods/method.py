@@ -193,6 +193,11 @@ class Method:
         return 0.0
 
     @property
+    def comparisons(self) -> int:
+        """How often its `lesson` calls ``compare``: what the step's costs count."""
+        return 0
+
+    @property
     def has_lesson(self) -> bool:
         """Whether there is a `lesson`; without one a step does not ask."""
         return type(self).lesson is not Method.lesson

@@ -129,6 +129,11 @@ class MultitaskPrompt(Method, kind="multitask_prompt"):
         return self.answers * jnp.mean(jnp.stack(apart))
 
     @property
+    def comparisons(self) -> int:
+        """Once with each teacher."""
+        return len(self.teachers) if self.has_lesson else 0
+
+    @property
     def has_lesson(self) -> bool:
         """Only teachers whose answers count bring one."""
         return self.answers > 0

@@ -16,12 +16,30 @@ def count(work: Workload) -> dict[str, int]:
     two products of N heads of width D take 4 T^2 N D a row forward and twice that
     backward. Ranking, and a loss over labels, run the decoder once a label, and make those
     keys and values once for the labels of a decoder row (`model.packs_of`); a method that
-    puts keys before the decoder's own, which has one label a row, is not told apart.
+    puts keys before the decoder's own, which has one label a row, is not told apart. Of two
+    prompts whose answers a lesson compares, the batch is read once more as a step reads it
+    with the pupil, and forward alone with the teacher.
     What remat computes again, and elementwise work, does not count.
 
     Returns:
       ``weights``, ``attention`` and ``total``.
     """
+    tokens, pairs = _read(work, work.decoders)
+    joined = work.config.num_heads * work.config.head_dim
+    each, passes = 2, 1
+    if work.step == TRAIN:
+        each, passes = 6 if work.method.result == "model" else 4, 3
+    weights, attention = each * tokens, passes * 4 * pairs * joined
+    if work.step == TRAIN and work.comparisons:
+        tokens, pairs = _read(work, 1)
+        weights += work.comparisons * (4 + 2) * tokens
+        attention += work.comparisons * (3 + 1) * 4 * pairs * joined
+    weights, attention = weights * work.batch_size, attention * work.batch_size
+    return {"weights": weights, "attention": attention, "total": weights + attention}
+
+
+def _read(work: Workload, runs: int) -> tuple[int, int]:
+    """Of a row and so many decoders: weights times their tokens, and pairs of positions."""
     cfg = work.config
     encoder, decoder = work.inputs + work.prompt_length, work.targets
     joined = cfg.num_heads * cfg.head_dim
@@ -31,15 +49,9 @@ def count(work: Workload) -> dict[str, int]:
     at_decoder = cfg.num_decoder_layers * (6 * square + mlp)
     at_decoder += cfg.vocab_size * cfg.emb_dim
     memory = cfg.num_decoder_layers * 2 * square
-    runs = work.decoders
     packs, _ = packs_of(runs, decoder)
     tokens = at_encoder * encoder + packs * memory * encoder
     tokens += runs * at_decoder * decoder
     pairs = cfg.num_encoder_layers * encoder**2
     pairs += runs * cfg.num_decoder_layers * decoder * (decoder + encoder)
-    each, passes = 2, 1
-    if work.step == TRAIN:
-        each, passes = 6 if work.method.result == "model" else 4, 3
-    weights = each * tokens * work.batch_size
-    attention = passes * 4 * pairs * joined * work.batch_size
-    return {"weights": weights, "attention": attention, "total": weights + attention}
+    return tokens, pairs

@@ -84,6 +84,12 @@ class Workload:
         return self.num_labels if of_labels else 1
 
     @property
+    def comparisons(self) -> int:
+        """How often a step compares two prompts' answers, all members together."""
+        members = (self.method, *(method for method, _ in self.others))
+        return sum(method.comparisons for method in members)
+
+    @property
     def model(self) -> Model:
         """Network and objective."""
         prompts = ()
