@@ -17,7 +17,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.methods.method import HELD, Leaves, Method, Start, positive
 from prompt_tuning.network.adapters import EMBEDDED, Slot
 from prompt_tuning.network.text_slots import Mixture
-from prompt_tuning.types import Array, Params
+from prompt_tuning.types import Array, Params, PathText
 
 # The spread of the network's weights at the start.
 SPREAD = 0.01
@@ -33,19 +33,20 @@ class Attempt(Method, kind="attempt"):
       temperature: what the products are divided by.
     """
 
-    sources: Sequence[str] = ()
+    sources: Sequence[PathText] = ()
     bottleneck: int = 100
     temperature: float = 2087.0
 
     def __post_init__(self):
-        positive(self, "bottleneck")
-        if not self.temperature > 0:
-            raise UserError(f"Attempt.temperature={self.temperature} must be above 0")
         if isinstance(self.sources, str):
             raise UserError(
                 f"Attempt.sources={self.sources!r} must be a list of files, e.g. "
                 f"('{self.sources}',)"
             )
+        super().__post_init__()
+        positive(self, "bottleneck")
+        if not self.temperature > 0:
+            raise UserError(f"Attempt.temperature={self.temperature} must be above 0")
         object.__setattr__(self, "sources", tuple(self.sources))
 
     def reads(self) -> Sequence[str]:

@@ -31,6 +31,7 @@ class Composed(Method, kind="composed"):
     rates: tuple[float, ...] = ()
 
     def __post_init__(self):
+        super().__post_init__()
         parts = self._parts
         kinds = [part.kind for part in parts]
         if len(parts) < 2 or len(set(kinds)) < len(kinds):

@@ -42,6 +42,7 @@ class DecoderPrefix(Method, kind="decoder_prefix"):
     learning_rate: ClassVar[float] = 0.01
 
     def __post_init__(self):
+        super().__post_init__()
         positive(self, "length", *(["hidden"] if self.hidden is not None else []))
 
     def init(self, key: Array, start: Start) -> Leaves:

@@ -36,6 +36,7 @@ class DecoderPrompt(Method, kind="decoder_prompt"):
     learning_rate: ClassVar[float] = 0.005
 
     def __post_init__(self):
+        super().__post_init__()
         positive(self, "length")
 
     def init(self, key: Array, start: Start) -> Leaves:

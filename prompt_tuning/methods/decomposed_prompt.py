@@ -10,6 +10,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from prompt_tuning.errors import UserError
 from prompt_tuning.methods.method import Leaves, Method, Start, positive, product
 from prompt_tuning.types import Array, Params
 
@@ -26,11 +27,21 @@ class DecomposedPrompt(Method, kind="decomposed_prompt"):
     uses_rows: ClassVar[bool] = False
 
     def __post_init__(self):
+        super().__post_init__()
         positive(self, "rank")
 
     def init(self, key: Array, start: Start) -> Leaves:
-        """Both factors uniform in [-0.5, 0.5], as the authors have them."""
+        """Both factors uniform in [-0.5, 0.5], as the authors have them.
+
+        Raises:
+          UserError: the rank is more than the width.
+        """
         length, width = start.rows.shape
+        if self.rank > width:
+            raise UserError(
+                f"DecomposedPrompt.rank={self.rank} is more than the width of the model "
+                f"({width}); lower it"
+            )
         keys = jax.random.split(key)
         draw = lambda key, *shape: jax.random.uniform(
             key, shape, jnp.float32, -0.5, 0.5

@@ -15,7 +15,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.methods.method import Leaves, Method, Start, positive, torch_uniform
 from prompt_tuning.network.adapters import EMBEDDED, Slot
 from prompt_tuning.network.text_slots import Offset
-from prompt_tuning.types import Array, Params
+from prompt_tuning.types import Array, Params, PositiveFloat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +32,11 @@ class DePT(Method, kind="dept"):
 
     rank: int = 45
     places: int = 256
-    alpha: float = 8.0
+    alpha: PositiveFloat = 8.0
     offset_rate: float = 1.0
 
     def __post_init__(self):
+        super().__post_init__()
         positive(self, "rank", "places")
         if not self.offset_rate >= 0:
             raise UserError(f"DePT.offset_rate={self.offset_rate} must be 0 or more")

@@ -53,6 +53,7 @@ class InstructionAwarePrompt(Method, kind="instruction_aware_prompt"):
     learning_rate: ClassVar[float] = 0.0001
 
     def __post_init__(self):
+        super().__post_init__()
         positive(self, "bottleneck", "shared_layers")
 
     def init(self, key: Array, start: Start) -> Leaves:

@@ -33,6 +33,7 @@ class LastLayers(Method, kind="last_layers"):
     learning_rate: ClassVar[float] = 0.001
 
     def __post_init__(self):
+        super().__post_init__()
         positive(self, "layers")
         stacks = "(encoder|decoder)" if self.encoder else "decoder"
         rules = ((rf"{stacks}/layers/.*", TUNED), (r".*", FROZEN))

@@ -18,7 +18,7 @@ from prompt_tuning.methods import kernels
 from prompt_tuning.methods.method import Leaves, Method, Start, positive, torch_uniform
 from prompt_tuning.network.adapters import OUTPUT, Slot
 from prompt_tuning.network.slots import LowRank
-from prompt_tuning.types import Array, Params
+from prompt_tuning.types import Array, Params, PositiveFloat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +33,13 @@ class LoRA(Method, kind="lora"):
     """
 
     rank: int = 8
-    alpha: float = 8.0
+    alpha: PositiveFloat = 8.0
     targets: tuple[str, ...] = ("query", "value")
     has_prompt: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 0.003
 
     def __post_init__(self):
+        super().__post_init__()
         positive(self, "rank")
         object.__setattr__(self, "targets", tuple(self.targets))
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from prompt_tuning.methods.method import Leaves, Method, Start, positive, product
-from prompt_tuning.types import Array, Params
+from prompt_tuning.types import Array, Params, Seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +26,12 @@ class LowDimensionalPrompt(Method, kind="low_dimensional_prompt"):
     """
 
     dimensions: int = 64
-    projection_seed: int = 0
+    projection_seed: Seed = 0
     uses_rows: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 0.6
 
     def __post_init__(self):
+        super().__post_init__()
         positive(self, "dimensions")
 
     def init(self, key: Array, start: Start) -> Leaves:

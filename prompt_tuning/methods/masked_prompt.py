@@ -36,11 +36,7 @@ class MaskedPrompt(Method, kind="masked_prompt"):
     prompt_sees_ahead: bool = True
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if not isinstance(value := getattr(self, field.name), bool):
-                raise UserError(
-                    f"MaskedPrompt.{field.name}={value!r} must be True or False"
-                )
+        super().__post_init__()
         if not self.prompt_sees_text and not self.prompt_sees_itself:
             raise UserError(
                 "MaskedPrompt: a prompt that sees neither text nor itself would see "

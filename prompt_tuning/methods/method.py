@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from prompt_tuning import trees
+from prompt_tuning import trees, values
 from prompt_tuning.errors import UserError
 from prompt_tuning.network import adapters
 from prompt_tuning.network.adapters import COLLECTION, Slot
@@ -35,6 +35,8 @@ from prompt_tuning.types import Array, Params
 TUNED, FROZEN = "tuned", "frozen"
 # Among the parameters that nobody moves, what methods hold of their own, by member.
 HELD = "held"
+# No size of a method is larger: vocabularies, the largest, have a quarter of this.
+LARGEST = 1_000_000
 # Of each method that is known, its class, by its kind.
 METHODS: dict[str, type["Method"]] = {}
 
@@ -104,6 +106,16 @@ class Method:
         cls.kind = kind
         METHODS[kind] = cls
 
+    def __post_init__(self):
+        """Refuses options of another kind than their annotations say.
+
+        Raises:
+          UserError: names all that are refused, and what is wanted.
+        """
+        own = type(self)
+        given = {field.name: getattr(self, field.name) for field in _fields(self)}
+        values.check(own, given, lambda name: f"{own.__name__}.{name}")
+
     def describe(self) -> str:
         """Its kind and the options that are not the default.
 
@@ -114,7 +126,7 @@ class Method:
         usual = type(self)()
         chosen = [
             f"{field.name}={getattr(self, field.name)!r}"
-            for field in dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+            for field in _fields(self)
             if getattr(self, field.name) != getattr(usual, field.name)
         ]
         return f"{self.kind}({', '.join(chosen)})" if chosen else self.kind
@@ -282,6 +294,11 @@ class Method:
         return jnp.asarray(self.lesson(leaves, with_own(base, name), compare))
 
 
+def _fields(method: Method) -> tuple[dataclasses.Field, ...]:
+    """The options of a method, which is a dataclass where it has any."""
+    return dataclasses.fields(method) if dataclasses.is_dataclass(method) else ()
+
+
 def split(params: Params, rules: trees.Rules) -> tuple[dict, dict]:
     """Parts ``params`` into the (tuned, frozen) trees.
 
@@ -359,7 +376,7 @@ def depth_of(base: Params) -> int:
 
 
 def positive(method: Method, *names: str) -> None:
-    """Refuses options that are no whole numbers of 1 or more.
+    """Refuses options that are no whole numbers from 1 to `LARGEST`.
 
     Raises:
       UserError: one that is none.
@@ -370,6 +387,11 @@ def positive(method: Method, *names: str) -> None:
             raise UserError(
                 f"{type(method).__name__}.{name}={value!r} must be a whole number of 1 "
                 "or more"
+            )
+        if value > LARGEST:
+            raise UserError(
+                f"{type(method).__name__}.{name}={value} is more than {LARGEST:,}: "
+                "lower it"
             )
 
 

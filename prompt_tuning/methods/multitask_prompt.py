@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods.method import HELD, Compare, Leaves, Method, Start
-from prompt_tuning.types import Array, Params
+from prompt_tuning.types import Array, Params, PathText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class MultitaskPrompt(Method, kind="multitask_prompt"):
         passes of the model for each teacher.
     """
 
-    teachers: Sequence[str] = ()
+    teachers: Sequence[PathText] = ()
     distillation: float = 0.01
     answers: float = 0.0
 
@@ -49,6 +49,7 @@ class MultitaskPrompt(Method, kind="multitask_prompt"):
                 f"MultitaskPrompt.teachers={self.teachers!r} must be a list of files, "
                 f"e.g. ('{self.teachers}',)"
             )
+        super().__post_init__()
         if not self.distillation > 0:
             raise UserError(
                 f"MultitaskPrompt.distillation={self.distillation} must be above 0: "

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning.errors import UserError
 from prompt_tuning.methods.method import (
     Leaves,
     Method,
@@ -44,8 +43,7 @@ class PTuning(Method, kind="p_tuning"):
     learning_rate: ClassVar[float] = 0.01
 
     def __post_init__(self):
-        if self.encoder not in ("mlp", "lstm"):
-            raise UserError(f"PTuning.encoder={self.encoder!r} is not 'mlp' or 'lstm'")
+        super().__post_init__()
         positive(self, "num_layers", *(["hidden"] if self.hidden is not None else []))
 
     def init(self, key: Array, start: Start) -> Leaves:

@@ -59,6 +59,7 @@ class PrefixTuning(Method, kind="prefix_tuning"):
     learning_rate: ClassVar[float] = 0.01
 
     def __post_init__(self):
+        super().__post_init__()
         if self.hidden is not None:
             positive(self, "hidden")
         # Networks start from random rows.

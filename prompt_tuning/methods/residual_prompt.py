@@ -35,6 +35,7 @@ class ResidualPrompt(Method, kind="residual_prompt"):
     bottleneck: int = 800
 
     def __post_init__(self):
+        super().__post_init__()
         positive(self, "bottleneck")
 
     def init(self, key: Array, start: Start) -> Leaves:

@@ -27,6 +27,7 @@ class WaywardPrompt(Method, kind="wayward_prompt"):
     gamma: float = 0.01
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.gamma >= 0:
             raise UserError(f"WaywardPrompt.gamma={self.gamma} must be 0 or more")
 

@@ -752,7 +752,7 @@ def test_an_lstm_reads_from_both_ends():
         (lambda: DecomposedPrompt(rank=2.5), "DecomposedPrompt.rank=2.5 must be"),
         (lambda: DecomposedPrompt(rank=True), "DecomposedPrompt.rank=True must be"),
         (lambda: LowDimensionalPrompt("8"), "dimensions='8' must be a whole number"),
-        (lambda: PTuning(encoder="gru"), "encoder='gru' is not 'mlp' or 'lstm'"),
+        (lambda: PTuning(encoder="gru"), "encoder='gru' must be 'mlp' or 'lstm'"),
         (lambda: LoRA(rank=0), "LoRA.rank=0 must be a whole number"),
         (lambda: started(LoRA(rank=17)), "LoRA.rank=17 is more than .* has"),
         (lambda: started(LoRA(targets=("q",))), r"targets=\['q'\]: q is no kernel"),
