@@ -125,7 +125,7 @@ def evaluate(
         names = (report.RESULTS_FILE, ANSWERS)
         written = (pathlib.Path(output_dir) / name for name in names)
         files.refuse_same([*paths, *read, initial_checkpoint_path], written)
-    folder = None if output_dir is None else files.writable_folder(output_dir, on_start)
+    folder = None if output_dir is None else files.writable_folder(output_dir)
     source = base_models.load(
         config,
         initial_checkpoint_path,
@@ -168,6 +168,9 @@ def evaluate(
             )
         positive_label = fairness.positive_of(labels, positive_label)
         groups = fairness.groups_of(columns, group_column, local_task.path(split))
+    if output_dir is not None:
+        # Now that nothing is refused: what an earlier call left there stays a whole.
+        files.writable_folder(output_dir, on_start)
     table = evaluations.evaluate(
         source,
         prompts,

@@ -174,6 +174,16 @@ def test_the_model_alone(evaluated):
     assert found["prompt"] is None and set(found["metrics"]) == {"accuracy"}
 
 
+def test_what_is_refused_writes_nothing(evaluated, prompts, tmp_path):
+    told = []
+    options = {"prompt_file": prompts[0], "output_dir": str(tmp_path / "new")}
+    with pytest.raises(UserError, match="GROUP_COLUMN='gender' is no column"):
+        evaluated(**options, group_column="gender", on_start=told.append)
+    assert told == [] and list((tmp_path / "new").iterdir()) == []
+    evaluated(**options, on_start=told.append)
+    assert told == [tmp_path / "new"]
+
+
 def test_a_search_among_labels_gives_labels(evaluated, prompts, tmp_path):
     evaluated(
         prompt_file=prompts[0],
