@@ -4,12 +4,12 @@
     python benchmarks/continuous_batching.py \
         --output benchmarks/results/continuous_batching.json
 
-T5 1.1 Small of random weights, prompts of 20 before the sentences of Rotten Tomatoes, up
-to 32 new tokens. An answer ends after as many of them as its first token says, between 1
-and 32, so that both sides decode the same whoever sits beside whom.
+T5 1.1 Small of random weights, prompts of 20 before the sentences of Rotten Tomatoes. An
+answer ends after as many tokens as its first one says, so that both sides decode the same
+whoever sits beside whom: ``even`` are 1 to 32, each as likely as the others, ``long tail``
+are up to 64 of which most are short.
 
 - ``job``: many rows at once, as `prompt-tuning infer` answers a file: rows a second.
-- ``one batch``: as many rows as a batch has, all at once.
 - ``clients``: each asks for the next answer when it has the last one, as a server is
   asked: answers a second, and the seconds that an answer takes.
 
@@ -22,9 +22,11 @@ import dataclasses
 import pathlib
 import tempfile
 import time
+from typing import Any
 
 import environment
 import jax
+import jax.numpy as jnp
 import load
 import numpy as np
 import turns
@@ -39,21 +41,32 @@ from prompt_tuning.network.transformer import Transformer
 from prompt_tuning.serving.batcher import Batcher
 from prompt_tuning.tasks import rotten_tomatoes
 
-LENGTH, TOKENS = 20, 32
+# Positions of a prompt, and of a row at most.
+LENGTH, LONGEST = 20, 64
 PROMPTS = 64
+# Of a text at most, so that all rows have room in that length.
+WORDS = 16
 BATCH = 32
 CLIENTS = 24
 PERCENTILES = (50, 90, 99)
 
 
+@dataclasses.dataclass(frozen=True)
 class Ends:
     """An answer's first token says how long it is."""
+
+    mean: float = 0.0
 
     def extend(self, state, step, *given):
         """See `decoding.Strategy`."""
         state, token, parents = super().extend(state, step, *given)  # pyright: ignore[reportAttributeAccessIssue]
-        wanted = 1 + (state.tokens[:, 0] * 7919 + 13) % 101 * TOKENS // 101
-        return state._replace(ended=state.ended | (step + 1 >= wanted)), token, parents
+        share = ((state.tokens[:, 0] * 7919 + 13) % 101 + 0.5) / 101
+        if self.mean:
+            wanted = -self.mean * jnp.log(share)
+        else:
+            wanted = share * self.max_decode_len  # pyright: ignore[reportAttributeAccessIssue]
+        ended = state.ended | (step + 1 >= wanted)
+        return state._replace(ended=ended), token, parents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +79,9 @@ class Whole(Ends, decoding.Sampling):
     """The same, by a strategy that is decoded in whole batches."""
 
 
-SIDES = {
-    "come and go": ComeAndGo(TOKENS, eos_id=-1),
-    "whole": Whole(TOKENS, temperature=0.0, eos_id=-1),
-}
+SIDES = ("come and go", "whole")
+# The most tokens, and the mean of those of the long tail before they are cut there.
+ENDS = {"even": (32, 0.0), "long tail": (64, 12.0)}
 
 
 def served(engine: Engine, rows: list[dict]) -> tuple[float, list[float]]:
@@ -93,6 +105,81 @@ def served(engine: Engine, rows: list[dict]) -> tuple[float, list[float]]:
     return seconds, latencies
 
 
+def measured(
+    base: base_models.BaseModel,
+    store: PromptStore,
+    rows: list[dict],
+    ends: str,
+    rounds: int,
+) -> dict[str, Any]:
+    """Both sides in turns, on answers that end as `ENDS` says."""
+    tokens, mean = ENDS[ends]
+    strategies = {
+        "come and go": ComeAndGo(tokens, eos_id=-1, mean=mean),
+        "whole": Whole(tokens, temperature=0.0, eos_id=-1, mean=mean),
+    }
+    job = {
+        name: Engine(
+            base, store, batch_sizes=(BATCH,), lengths=(LONGEST,), strategy=how
+        )
+        for name, how in strategies.items()
+    }
+    server = {
+        name: Engine(
+            base, store, batch_sizes=(1, 4, 16, BATCH), lengths=(LONGEST,), strategy=how
+        )
+        for name, how in strategies.items()
+    }
+    found = {
+        name: np.stack(engine.outputs([engine.prepare(row).items[0] for row in rows]))
+        for name, engine in job.items()
+    }
+    same = np.all(found["whole"] == found["come and go"], axis=1)
+    lengths = np.sum(found["whole"] > 0, axis=1)
+    times = turns.seconds(
+        {
+            name: lambda engine=engine: engine.answer(rows)
+            for name, engine in job.items()
+        },
+        rounds + 1,
+    )
+    taken = {name: [] for name in SIDES}
+    latencies = {name: [] for name in SIDES}
+    for round_ in range(rounds + 1):
+        for name, engine in server.items():
+            seconds, own = served(engine, rows)
+            # The first compiles.
+            if round_:
+                taken[name].append(seconds)
+                latencies[name] += own
+
+    def ratio(found: dict[str, list[float]]) -> float:
+        """How many times as fast rows that come and go are, after the first round."""
+        own, others = (found[name][-rounds:] for name in SIDES)
+        return round(turns.ratio(others, own), 3)
+
+    return {
+        "same_answers": float(same.mean()),
+        "tokens_of_an_answer": [
+            int(lengths.min()),
+            float(lengths.mean()),
+            int(lengths.max()),
+        ],
+        "times_whole": {
+            "job": ratio(times),
+            "clients": ratio(taken),
+        },
+        "latency_to_whole": {
+            str(p): round(
+                np.percentile(latencies["come and go"], p)
+                / np.percentile(latencies["whole"], p),
+                3,
+            )
+            for p in PERCENTILES
+        },
+    }
+
+
 def main() -> None:
     """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -111,70 +198,19 @@ def main() -> None:
     for number in range(PROMPTS):
         array = rng.normal(0, 3, (LENGTH, config.emb_dim)).astype(np.float32)
         store.add(f"p{number}", array, {"vocabulary": "mini"})
-    texts = rotten_tomatoes.texts_and_labels("test")[0][: options.rows]
+    texts = [
+        text
+        for text in rotten_tomatoes.texts_and_labels("test")[0]
+        if len(text.split()) <= WORDS
+    ][: options.rows]
     rows = [
         {"prompt": f"p{number % PROMPTS}", "text": text}
         for number, text in enumerate(texts)
     ]
-    job = {
-        name: Engine(base, store, batch_sizes=(BATCH,), longest=96, strategy=strategy)
-        for name, strategy in SIDES.items()
-    }
-    server = {
-        name: Engine(
-            base, store, batch_sizes=(1, 4, 16, BATCH), longest=96, strategy=strategy
-        )
-        for name, strategy in SIDES.items()
-    }
-    found = {
-        name: np.stack(engine.outputs([engine.prepare(row).items[0] for row in rows]))
-        for name, engine in job.items()
-    }
-    same = np.all(found["whole"] == found["come and go"], axis=1)
-    lengths = np.sum(found["whole"] > 0, axis=1)
-    times = {
-        kind: turns.seconds(
-            {
-                name: lambda engine=engine, own=own: engine.answer(own)
-                for name, engine in job.items()
-            },
-            options.rounds + 1,
-        )
-        for kind, own in [("job", rows), ("one batch", rows[:BATCH])]
-    }
-    taken = {name: [] for name in SIDES}
-    latencies = {name: [] for name in SIDES}
-    for round_ in range(options.rounds + 1):
-        for name, engine in server.items():
-            seconds, own = served(engine, rows)
-            # The first compiles.
-            if round_:
-                taken[name].append(seconds)
-                latencies[name] += own
-    ratio = lambda found: turns.ratio(
-        found["whole"][-options.rounds :], found["come and go"][-options.rounds :]
-    )
     results = {
         "rows": len(rows),
         "rounds": options.rounds,
-        "same_answers": float(same.mean()),
-        "tokens_of_an_answer": [
-            int(lengths.min()),
-            float(lengths.mean()),
-            int(lengths.max()),
-        ],
-        "times_whole": {
-            **{kind: ratio(own) for kind, own in times.items()},
-            "clients": ratio(taken),
-        },
-        "latency_to_whole": {
-            str(p): round(
-                np.percentile(latencies["come and go"], p)
-                / np.percentile(latencies["whole"], p),
-                3,
-            )
-            for p in PERCENTILES
-        },
+        **{ends: measured(base, store, rows, ends, options.rounds) for ends in ENDS},
     }
     environment.publish(results, options.output)
 

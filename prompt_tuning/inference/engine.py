@@ -232,13 +232,16 @@ class Engine:
           What labels are compared by ``[C]`` (see `LabelSet.compared`), or token ids of decoded text ``[S]``.
         """
         results: list[Any] = [None] * len(items)
+        # Who finds a seat at once is answered sooner in a batch that is whole.
+        texts = sum(item.labels is None for item in items)
+        come_and_go = self.is_continuous and texts > self._sizes[-1]
         pending: list[tuple[np.ndarray, Array]] = []
         running: dict[int, RunningBatch] = {}
         for shape in {item.label_shape: None for item in items}:
             chosen = [i for i, item in enumerate(items) if item.label_shape == shape]
             for indices, length in self.groups([items[i] for i in chosen]):
                 indices = np.array(chosen)[indices]
-                if shape is None and self.is_continuous:
+                if shape is None and come_and_go:
                     batch = running.setdefault(
                         length, self.running_batch(items, length)
                     )

@@ -30,9 +30,9 @@ from prompt_tuning.types import Array, Params
 
 # Rows may bring labels of their own, so that there is no end to what could be kept.
 MOST_PROGRAMS = 512
-# Rows that have ended are waited for until so many seats are free: the encoder is slow
-# with few rows.
-BOARDING_SHARE = 4
+# Where there is but one size, this share of its rows is encoded together, too, when so many
+# seats are free: fewer rows cost the encoder more each, and more seats are empty for longer.
+BOARDING_SHARE = 8
 
 
 class Does(enum.Enum):
@@ -87,7 +87,8 @@ class Programs:
         self.store, self.strategy, self.sizes = store, strategy, sizes
         self._mesh = base.mesh
         self._config = base.config
-        self.boarding = tuple(sizes[:-1]) or (-(-sizes[0] // BOARDING_SHARE),)
+        few = -(-sizes[-1] // BOARDING_SHARE)
+        self.boarding = tuple(sorted({*sizes, *(sizes[:-1] or [few])}))
         self._model = model = Model(store.network)
         self._adapters = AdapterBank(base.mesh)
         self._programs: collections.OrderedDict[tuple, Any] = collections.OrderedDict()

@@ -17,7 +17,7 @@ import numpy as np
 from prompt_tuning.data import buckets
 from prompt_tuning.inference.adapter_bank import Adapters
 from prompt_tuning.inference.prepared_rows import Item
-from prompt_tuning.inference.programs import Does, Key, Programs
+from prompt_tuning.inference.programs import BOARDING_SHARE, Does, Key, Programs
 from prompt_tuning.network import continuous
 
 # What an answer is asked for by, and what is to be answered.
@@ -73,12 +73,12 @@ class RunningBatch:
 
     def _board(self) -> None:
         """Gives free seats to those who wait, where it pays."""
-        together = self._programs.boarding[-1]
+        enough = -(-len(self._sitting) // BOARDING_SHARE)
         while self._waiting:
             free = [seat for seat, each in enumerate(self._sitting) if each is None]
-            if len(free) < min(len(self._waiting), together):
+            if len(free) < min(len(self._waiting), enough):
                 return
-            tickets = self._fitting_the_store(min(len(free), together))
+            tickets = self._fitting_the_store(self._together(len(free)))
             size = buckets.fitting(len(tickets), self._programs.boarding)
             program = self._program(Does.BOARD, size)
             places = np.full(size, len(self._sitting), np.int32)
@@ -91,6 +91,13 @@ class RunningBatch:
             for seat, ticket in zip(free, tickets):
                 self._sitting[seat] = ticket
                 self._starts[seat] = self._column
+
+    def _together(self, free: int) -> int:
+        """How many rows to encode together, so that most of their program's are there."""
+        sizes, rows = self._programs.boarding, min(free, len(self._waiting))
+        if buckets.fitting(rows, sizes) <= 2 * rows:
+            return rows
+        return max((size for size in sizes if size <= rows), default=rows)
 
     def _fitting_the_store(self, most: int) -> list[Ticket]:
         """The next of those who wait, as many as have room in the table of prompts."""

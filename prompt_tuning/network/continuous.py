@@ -21,8 +21,9 @@ from prompt_tuning.network.model import Model, variables
 from prompt_tuning.network.token_step import Memory, TokenStep
 from prompt_tuning.types import Array, Params, PyTree
 
-# Steps between which rows may come and go.
-STEPS = 8
+# Steps between which rows may come and go: a row that has ended keeps its seat for half as
+# many, and the device waits for the host once in so many.
+STEPS = 4
 # A row takes as many columns as it may have tokens. Some more, for after every so many
 # steps all columns move to the front.
 SPARE_SHARE = 4
