@@ -12,12 +12,10 @@ hashes of the pairs: what the domains differ in are texts and not shares of labe
 sentence of a validation or test file stands in another split of any domain.
 """
 
-import argparse
-import csv
 import hashlib
-import pathlib
 import sys
 
+import domain_files
 from leaks import normalise
 from sources import read_mrpc, read_pan
 from suites import read_qqp
@@ -83,28 +81,11 @@ def apart(domains):
     return found, dropped
 
 
-def draw(rows, count):
-    """Returns at most `count` rows, as many of each label in turn, by their hashes."""
-    hashed = sorted(set(rows), key=digest)
-    parts = [[row for row in hashed if row[2] == label] for label in LABELS]
-    each = min(count // len(parts), *map(len, parts))
-    return [row for pair in zip(*(part[:each] for part in parts)) for row in pair]
-
-
 def main(arguments=None):
     """Writes DOMAIN_{train,validation,test}.tsv."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--data", type=pathlib.Path, required=True, help="folder of the data sets"
+    options = domain_files.parse(
+        __doc__, "--data", "folder of the data sets", arguments
     )
-    parser.add_argument(
-        "--output", type=pathlib.Path, required=True, help="folder of the TSV files"
-    )
-    parser.add_argument(
-        "--rows", type=int, default=600, help="at most so many test rows of a domain"
-    )
-    options = parser.parse_args(arguments)
-    options.output.mkdir(parents=True, exist_ok=True)
     found, dropped = apart(
         {
             name: tuple(short(read(options.data, part)) for part in parts)
@@ -113,12 +94,10 @@ def main(arguments=None):
     )
     print(f"{dropped} pairs left out: one of their sentences is in another split")
     for (domain, split), rows in found.items():
-        drawn = draw(rows, options.rows if split == "test" else len(rows))
+        count = options.rows if split == "test" else len(rows)
+        drawn = domain_files.draw(set(rows), LABELS, count, digest)
         path = options.output / f"{domain}_{split}.tsv"
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, delimiter="\t")
-            writer.writerow(COLUMNS)
-            writer.writerows(drawn)
+        domain_files.write(path, COLUMNS, drawn)
         print(f"{path.name}: {len(drawn)} of {len(rows)} pairs")
     return 0
 
