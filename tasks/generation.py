@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks of TFDS with free answers: summaries, grade-school mathematics.
+"""Tasks of TFDS with free answers: summaries, translations, grade-school mathematics.
 
 GSM8K's targets show the steps and end with ``#### 72``; the last number is compared.
 """
@@ -49,6 +49,17 @@ TASKS = {
         ("train", "test"),
     ),
 }
+# T5's translations, out of English (Raffel et al. 2020, section 2.3): name, data set, the
+# language's code and name.
+for _name, _tfds, _code, _language in (
+    ("wmt14_ende_v003", "wmt14_translate/de-en:1.0.0", "de", "German"),
+    ("wmt14_enfr_v003", "wmt14_translate/fr-en:1.0.0", "fr", "French"),
+    ("wmt15_enfr_v003", "wmt15_translate/fr-en:1.0.0", "fr", "French"),
+    ("wmt16_enro_v003", "wmt16_translate/ro-en:1.0.0", "ro", "Romanian"),
+    ("wmt_t2t_ende_v003", "wmt_t2t_translate/de-en:1.0.0", "de", "German"),
+):
+    _text = f"translate English to {_language}:"
+    TASKS[_name] = (_tfds, "en", _code, _text, "bleu", _ALL)
 
 for _name, (_tfds, _input, _target, _text, _metric, _splits) in TASKS.items():
     registration.register(
