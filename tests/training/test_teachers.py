@@ -99,6 +99,7 @@ def test_each_teacher_costs_a_pass_of_the_pupil_and_a_forward_pass():
     assert cost(MultitaskPrompt(), ((taught, 4),)) == found
 
 
+@pytest.mark.slow
 def test_a_run_of_it_is_planned(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     words = ["plan", "--gin_file=models/tiny.gin", "--topology=v5e:1x1"]
