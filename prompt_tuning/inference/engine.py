@@ -242,10 +242,9 @@ class Engine:
             for indices, length in self.groups([items[i] for i in chosen]):
                 indices = np.array(chosen)[indices]
                 if shape is None and come_and_go:
-                    batch = running.setdefault(
-                        length, self.running_batch(items, length)
-                    )
-                    batch.add((i, items[i]) for i in indices)
+                    if length not in running:
+                        running[length] = self.running_batch(items, length)
+                    running[length].add((i, items[i]) for i in indices)
                     continue
                 for part in self._fitting_the_store(items, indices):
                     rows = [items[i] for i in part]

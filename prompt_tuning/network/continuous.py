@@ -125,14 +125,7 @@ def advance(
     front = lambda x, lead=(): x[(*lead, slice(rows))]
     memory = _by_rows(front, seats.memory)
     start, length = seats.start[:rows], strategy.max_decode_len
-    step = TokenStep(
-        model.network,
-        variables(params),
-        where,
-        rows=rows,
-        decodes=1,
-        max_decode_length=columns(strategy),
-    )
+    step = _step(model, strategy, params, where, rows)
     nothing_given = jnp.zeros(rows, jnp.int32)
 
     def unfinished(loop: tuple) -> Array:
@@ -142,9 +135,8 @@ def advance(
     def extend(loop: tuple) -> tuple:
         count, column, last, state, cache = loop
         logits, cache = step(last[:, None], column, None, cache, memory, start)
-        # Seats of rows that ended long ago must not count for more than they have.
-        told = jnp.clip(column - start, 0, length)
-        told = jnp.where(state.ended, length, told)
+        # Rows that ended long ago may have begun in columns that are given up.
+        told = jnp.where(state.ended, length, column - start)
         state, last, _ = strategy.extend(
             state, told, logits, lambda logits: logits, nothing_given
         )
@@ -209,19 +201,29 @@ def _inputs(
     where: Where | None,
 ) -> tuple[PyTree, Memory]:
     """The cache of rows before their first token, and what is read of their inputs."""
-    own = variables(params)
     encoded = model.network.apply(
-        own, tokens, enable_dropout=False, where=where, method="encode"
+        variables(params), tokens, enable_dropout=False, where=where, method="encode"
     )
-    step = TokenStep(
+    step = _step(model, strategy, params, where, len(tokens))
+    return step.cache, step.memorize(encoded, tokens)  # pyright: ignore[reportArgumentType]
+
+
+def _step(
+    model: Model,
+    strategy: decoding.Greedy,
+    params: Params,
+    where: Where | None,
+    rows: int,
+) -> TokenStep:
+    """The step of so many rows, in a cache of all columns."""
+    return TokenStep(
         model.network,
-        own,
+        variables(params),
         where,
-        rows=len(tokens),
+        rows=rows,
         decodes=1,
         max_decode_length=columns(strategy),
     )
-    return step.cache, step.memorize(encoded, tokens)  # pyright: ignore[reportArgumentType]
 
 
 def _by_rows(function: Any, tree: PyTree, *others: PyTree) -> PyTree:
