@@ -30,6 +30,8 @@ Initializer = Callable[..., Array]
 # and stop what would fill the memory before it is refused for another reason.
 PositiveInt = Annotated[int, Ge(1), Le(2**31 - 1)]
 NonNegativeInt = Annotated[int, Ge(0), Le(2**31 - 1)]
+# Of something in a tuning method: vocabularies, the largest, have a quarter of this.
+Size = Annotated[int, Ge(1), Le(1_000_000)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]

@@ -158,7 +158,7 @@ def test_every_method_has_a_file():
     assert {method.__name__ for method in own} <= set(table.CONFIGURABLES)
 
 
-# What the paper states, and what the published code runs with.
+# What the paper states, what the published code runs with, and a third of the steps.
 RECIPES = {
     "paper_2104_08691.gin": {
         "steps": 30_000,
@@ -167,6 +167,8 @@ RECIPES = {
         "keep_last": False,
         "dropout": 0.0,
         "dtypes": ("auto", "auto"),
+        "prompt_length": 100,
+        "learning_rate": 0.3,
     },
     "google_prompt_tuning.gin": {
         "steps": 50_000,
@@ -175,13 +177,26 @@ RECIPES = {
         "keep_last": True,
         "dropout": 0.1,
         "dtypes": ("float32", "bfloat16"),
+        "prompt_length": 100,
+        "learning_rate": 0.3,
+    },
+    "short.gin": {
+        "steps": 100,
+        "batch_size": 32,
+        "eval_period": None,
+        "keep_last": False,
+        "dropout": 0.0,
+        "dtypes": ("auto", "auto"),
+        "prompt_length": 20,
+        # At steps 0, 10, 100 and so on.
+        "learning_rate": [1e-8, 0.3, 1e-8, 1e-8, 1e-8, 1e-8],
     },
 }
 
 
 @pytest.mark.parametrize("name", files("recipes"))
 def test_recipes(name):
-    """Both on T5 Base as a run would have them; they differ in RECIPES alone."""
+    """All on T5 Base as a run would have them; they differ in RECIPES alone."""
     own = [f"recipes/{name}", "models/t5_1_1_base.gin"]
     said = ["MODEL_DIR=run", "INITIAL_CHECKPOINT_PATH=base", "MIXTURE_OR_TASK_NAME=t"]
     said.append("TASK_FEATURE_LENGTHS={'inputs': 512, 'targets': 8}")
@@ -191,6 +206,7 @@ def test_recipes(name):
     config.parse(parsed)
     settings = config.configurable("Settings")()
     (member,) = member_specs.specs(settings)
+    found = member_specs.identity(member, {})
     assert RECIPES[name] == {
         "steps": settings.schedule.steps,
         "batch_size": member.batch_size,
@@ -198,12 +214,11 @@ def test_recipes(name):
         "keep_last": settings.schedule.keep_last,
         "dropout": settings.base.config.dropout_rate,
         "dtypes": (settings.base.frozen_dtype, settings.base.activation_dtype),
+        "prompt_length": found["prompt_length"],
+        "learning_rate": found["learning_rate"],
     }
-    found = member_specs.identity(member, {})
     assert found["method"] == "prompt_tuning"
-    assert found["prompt_length"] == 100
     assert found["prompt_init"] == "class_labels"
-    assert found["learning_rate"] == 0.3
     assert found["optimizer"]["multiply_by_parameter_scale"] is False
     assert found["optimizer"]["weight_decay_rate"] == 1e-5
     assert found["optimizer"]["decay_rate"] == 0.8

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.methods.method import HELD, Leaves, Method, Start, positive
+from prompt_tuning.methods.method import HELD, Leaves, Method, Start
 from prompt_tuning.network.adapters import EMBEDDED, Slot
 from prompt_tuning.network.text_slots import Mixture
-from prompt_tuning.types import Array, Params, PathText
+from prompt_tuning.types import Array, Params, PathText, PositiveFloat, Size
 
 # The spread of the network's weights at the start.
 SPREAD = 0.01
@@ -34,8 +34,8 @@ class Attempt(Method, kind="attempt"):
     """
 
     sources: Sequence[PathText] = ()
-    bottleneck: int = 100
-    temperature: float = 2087.0
+    bottleneck: Size = 100
+    temperature: PositiveFloat = 2087.0
 
     def __post_init__(self):
         if isinstance(self.sources, str):
@@ -44,9 +44,6 @@ class Attempt(Method, kind="attempt"):
                 f"('{self.sources}',)"
             )
         super().__post_init__()
-        positive(self, "bottleneck")
-        if not self.temperature > 0:
-            raise UserError(f"Attempt.temperature={self.temperature} must be above 0")
         object.__setattr__(self, "sources", tuple(self.sources))
 
     def reads(self) -> Sequence[str]:

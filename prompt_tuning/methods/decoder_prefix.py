@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import jax
 
-from prompt_tuning.methods.method import Leaves, Method, Start, positive
+from prompt_tuning.methods.method import Leaves, Method, Start
 from prompt_tuning.methods.prefix_tuning import (
     OWN,
     keys_and_values,
@@ -23,7 +23,7 @@ from prompt_tuning.methods.prefix_tuning import (
 )
 from prompt_tuning.network.adapters import KEYS, PREFIX, VALUES, Slot
 from prompt_tuning.network.slots import Prefix
-from prompt_tuning.types import Array, Params
+from prompt_tuning.types import Array, Params, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +36,10 @@ class DecoderPrefix(Method, kind="decoder_prefix"):
         ``prefix_projection``), which is not saved; None tunes these themselves.
     """
 
-    length: int = 20
-    hidden: int | None = None
+    length: Size = 20
+    hidden: Size | None = None
     has_prompt: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 0.01
-
-    def __post_init__(self):
-        super().__post_init__()
-        positive(self, "length", *(["hidden"] if self.hidden is not None else []))
 
     def init(self, key: Array, start: Start) -> Leaves:
         """What the layers' own projections make of rows of the table; or the network."""

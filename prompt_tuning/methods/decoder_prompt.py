@@ -16,11 +16,11 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning.methods.method import Leaves, Method, Start, positive
+from prompt_tuning.methods.method import Leaves, Method, Start
 from prompt_tuning.methods.prefix_tuning import OWN, keys_and_values, shape_of
 from prompt_tuning.network.adapters import KEYS, PREFIX, VALUES, Slot
 from prompt_tuning.network.slots import Prefix
-from prompt_tuning.types import Array, Params
+from prompt_tuning.types import Array, Params, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +31,9 @@ class DecoderPrompt(Method, kind="decoder_prompt"):
       length: P.
     """
 
-    length: int = 20
+    length: Size = 20
     has_prompt: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 0.005
-
-    def __post_init__(self):
-        super().__post_init__()
-        positive(self, "length")
 
     def init(self, key: Array, start: Start) -> Leaves:
         """Rows of the table, once for each layer."""

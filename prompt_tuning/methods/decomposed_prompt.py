@@ -10,9 +10,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning.errors import UserError
-from prompt_tuning.methods.method import Leaves, Method, Start, positive, product
-from prompt_tuning.types import Array, Params
+from prompt_tuning.methods.method import Leaves, Method, Start, product, within_width
+from prompt_tuning.types import Array, Params, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +22,8 @@ class DecomposedPrompt(Method, kind="decomposed_prompt"):
       rank: r.
     """
 
-    rank: int = 10
+    rank: Size = 10
     uses_rows: ClassVar[bool] = False
-
-    def __post_init__(self):
-        super().__post_init__()
-        positive(self, "rank")
 
     def init(self, key: Array, start: Start) -> Leaves:
         """Both factors uniform in [-0.5, 0.5], as the authors have them.
@@ -37,11 +32,7 @@ class DecomposedPrompt(Method, kind="decomposed_prompt"):
           UserError: the rank is more than the width.
         """
         length, width = start.rows.shape
-        if self.rank > width:
-            raise UserError(
-                f"DecomposedPrompt.rank={self.rank} is more than the width of the model "
-                f"({width}); lower it"
-            )
+        within_width(self, "rank", width)
         keys = jax.random.split(key)
         draw = lambda key, *shape: jax.random.uniform(
             key, shape, jnp.float32, -0.5, 0.5

@@ -11,11 +11,16 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from prompt_tuning.errors import UserError
-from prompt_tuning.methods.method import Leaves, Method, Start, positive, torch_uniform
+from prompt_tuning.methods.method import (
+    Leaves,
+    Method,
+    Start,
+    torch_uniform,
+    within_width,
+)
 from prompt_tuning.network.adapters import EMBEDDED, Slot
 from prompt_tuning.network.text_slots import Offset
-from prompt_tuning.types import Array, Params, PositiveFloat
+from prompt_tuning.types import Array, NonNegativeFloat, Params, PositiveFloat, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,20 +35,19 @@ class DePT(Method, kind="dept"):
         it: from 5e-4 to the prompt's own 0.3.
     """
 
-    rank: int = 45
-    places: int = 256
+    rank: Size = 45
+    places: Size = 256
     alpha: PositiveFloat = 8.0
-    offset_rate: float = 1.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        positive(self, "rank", "places")
-        if not self.offset_rate >= 0:
-            raise UserError(f"DePT.offset_rate={self.offset_rate} must be 0 or more")
+    offset_rate: NonNegativeFloat = 1.0
 
     def init(self, key: Array, start: Start) -> Leaves:
-        """The rows; A uniform within ``1 / sqrt(r)`` and B zero."""
+        """The rows; A uniform within ``1 / sqrt(r)`` and B zero.
+
+        Raises:
+          UserError: the rank is more than the width.
+        """
         width = start.rows.shape[1]
+        within_width(self, "rank", width)
         return {
             "prompt": start.rows,
             "places": torch_uniform(key, (self.places, self.rank), self.rank),

@@ -26,12 +26,12 @@ from prompt_tuning.methods.method import (
     Method,
     Start,
     depth_of,
-    positive,
     torch_uniform,
+    within_width,
 )
 from prompt_tuning.network.adapters import HIDDEN, Slot
 from prompt_tuning.network.text_slots import Generator
-from prompt_tuning.types import Array, Params
+from prompt_tuning.types import Array, Params, Size
 
 # The start of the rational activation, degrees 6 over 5: GELU to 0.003 within [-3, 3].
 ABOVE = (-0.002661, 0.499106, 0.459154, 0.135032, 0.008223, -0.002202, -0.000262)
@@ -47,20 +47,17 @@ class InstructionAwarePrompt(Method, kind="instruction_aware_prompt"):
       shared_layers: layers that share their projections; it must divide their number.
     """
 
-    bottleneck: int = 16
-    shared_layers: int = 1
+    bottleneck: Size = 16
+    shared_layers: Size = 1
     uses_rows: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 0.0001
-
-    def __post_init__(self):
-        super().__post_init__()
-        positive(self, "bottleneck", "shared_layers")
 
     def init(self, key: Array, start: Start) -> Leaves:
         """Projections as PyTorch starts them, queries too, the activation GELU's.
 
         Raises:
-          UserError: the layers do not part into such groups.
+          UserError: the layers do not part into such groups, or the bottleneck is
+            wider than the model.
         """
         depth, (length, width) = depth_of(start.base), start.rows.shape
         if depth % self.shared_layers:
@@ -68,6 +65,7 @@ class InstructionAwarePrompt(Method, kind="instruction_aware_prompt"):
                 f"InstructionAwarePrompt.shared_layers={self.shared_layers} does not "
                 f"divide the {depth} layers of the encoder; choose one that does"
             )
+        within_width(self, "bottleneck", width)
         groups, narrow = depth // self.shared_layers, self.bottleneck
         down, pool, up = jax.random.split(key, 3)
         return {

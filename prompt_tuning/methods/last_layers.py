@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from prompt_tuning import trees
 from prompt_tuning.errors import UserError
-from prompt_tuning.methods.method import FROZEN, HELD, TUNED, Method, positive
-from prompt_tuning.types import Params
+from prompt_tuning.methods.method import FROZEN, HELD, TUNED, Method
+from prompt_tuning.types import Params, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +27,13 @@ class LastLayers(Method, kind="last_layers"):
       encoder: whether those of the encoder move, beside those of the decoder.
     """
 
-    layers: int = 1
+    layers: Size = 1
     encoder: bool = False
     has_prompt: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 0.001
 
     def __post_init__(self):
         super().__post_init__()
-        positive(self, "layers")
         stacks = "(encoder|decoder)" if self.encoder else "decoder"
         rules = ((rf"{stacks}/layers/.*", TUNED), (r".*", FROZEN))
         object.__setattr__(self, "rules", rules)

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from prompt_tuning import trees
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import kernels
-from prompt_tuning.methods.method import Leaves, Method, Start, positive, torch_uniform
+from prompt_tuning.methods.method import Leaves, Method, Start, torch_uniform
 from prompt_tuning.network.adapters import OUTPUT, Slot
 from prompt_tuning.network.slots import LowRank
-from prompt_tuning.types import Array, Params, PositiveFloat
+from prompt_tuning.types import Array, Params, PositiveFloat, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class LoRA(Method, kind="lora"):
         'wi_0', 'wi_1') and 'wo' of the MLPs.
     """
 
-    rank: int = 8
+    rank: Size = 8
     alpha: PositiveFloat = 8.0
     targets: tuple[str, ...] = ("query", "value")
     has_prompt: ClassVar[bool] = False
@@ -40,7 +40,6 @@ class LoRA(Method, kind="lora"):
 
     def __post_init__(self):
         super().__post_init__()
-        positive(self, "rank")
         object.__setattr__(self, "targets", tuple(self.targets))
 
     def init(self, key: Array, start: Start) -> Leaves:

@@ -12,8 +12,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning.methods.method import Leaves, Method, Start, positive, product
-from prompt_tuning.types import Array, Params, Seed
+from prompt_tuning.methods.method import Leaves, Method, Start, product, within_width
+from prompt_tuning.types import Array, Params, Seed, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,18 +25,19 @@ class LowDimensionalPrompt(Method, kind="low_dimensional_prompt"):
       projection_seed: makes R.
     """
 
-    dimensions: int = 64
+    dimensions: Size = 64
     projection_seed: Seed = 0
     uses_rows: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 0.6
 
-    def __post_init__(self):
-        super().__post_init__()
-        positive(self, "dimensions")
-
     def init(self, key: Array, start: Start) -> Leaves:
-        """Z normal, the scale one and the shift zero."""
+        """Z normal, the scale one and the shift zero.
+
+        Raises:
+          UserError: there are more dimensions than the width.
+        """
         length, width = start.rows.shape
+        within_width(self, "dimensions", width)
         return {
             "low": jax.random.normal(key, (length, self.dimensions)),
             "scale": jnp.ones(width),

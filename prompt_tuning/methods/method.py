@@ -35,8 +35,6 @@ from prompt_tuning.types import Array, Params
 TUNED, FROZEN = "tuned", "frozen"
 # Among the parameters that nobody moves, what methods hold of their own, by member.
 HELD = "held"
-# No size of a method is larger: vocabularies, the largest, have a quarter of this.
-LARGEST = 1_000_000
 # Of each method that is known, its class, by its kind.
 METHODS: dict[str, type["Method"]] = {}
 
@@ -375,24 +373,18 @@ def depth_of(base: Params) -> int:
     return base["encoder"]["layers"]["pre_mlp_layer_norm"]["scale"].shape[0]
 
 
-def positive(method: Method, *names: str) -> None:
-    """Refuses options that are no whole numbers from 1 to `LARGEST`.
+def within_width(method: Method, name: str, width: int) -> None:
+    """Refuses a size that is above the width of the model.
 
     Raises:
-      UserError: one that is none.
+      UserError: says what it is and what the model has.
     """
-    for name in names:
-        value = getattr(method, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(
-                f"{type(method).__name__}.{name}={value!r} must be a whole number of 1 "
-                "or more"
-            )
-        if value > LARGEST:
-            raise UserError(
-                f"{type(method).__name__}.{name}={value} is more than {LARGEST:,}: "
-                "lower it"
-            )
+    value = getattr(method, name)
+    if value > width:
+        raise UserError(
+            f"{type(method).__name__}.{name}={value} is more than the width of the "
+            f"model ({width}); lower it"
+        )
 
 
 def torch_uniform(key: Array, shape: tuple[int, ...], fan_in: int) -> Array:

@@ -19,11 +19,10 @@ from prompt_tuning.methods.method import (
     Start,
     apply_linear,
     linear,
-    positive,
     product,
     torch_uniform,
 )
-from prompt_tuning.types import Array, Params
+from prompt_tuning.types import Array, Params, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +37,9 @@ class PTuning(Method, kind="p_tuning"):
     """
 
     encoder: Literal["mlp", "lstm"] = "mlp"
-    hidden: int | None = None
-    num_layers: int = 2
+    hidden: Size | None = None
+    num_layers: Size = 2
     learning_rate: ClassVar[float] = 0.01
-
-    def __post_init__(self):
-        super().__post_init__()
-        positive(self, "num_layers", *(["hidden"] if self.hidden is not None else []))
 
     def init(self, key: Array, start: Start) -> Leaves:
         """The rows, and the encoder as PyTorch starts it."""

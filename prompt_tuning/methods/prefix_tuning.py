@@ -27,13 +27,12 @@ from prompt_tuning.methods.method import (
     Start,
     apply_linear,
     linear,
-    positive,
     product,
 )
 from prompt_tuning.network.adapters import KEYS, PREFIX, VALUES, Slot
 from prompt_tuning.network.layers import RMSNorm
 from prompt_tuning.network.slots import Prefix, Rows
-from prompt_tuning.types import Array, Params
+from prompt_tuning.types import Array, Params, Size
 
 # Every attention, and the norm that stands before its keys.
 NORMS = {
@@ -55,13 +54,11 @@ class PrefixTuning(Method, kind="prefix_tuning"):
     """
 
     decoder: bool = True
-    hidden: int | None = None
+    hidden: Size | None = None
     learning_rate: ClassVar[float] = 0.01
 
     def __post_init__(self):
         super().__post_init__()
-        if self.hidden is not None:
-            positive(self, "hidden")
         # Networks start from random rows.
         object.__setattr__(self, "uses_rows", self.hidden is None)
 

@@ -17,9 +17,8 @@ from prompt_tuning.methods.method import (
     Start,
     apply_linear,
     linear,
-    positive,
 )
-from prompt_tuning.types import Array, Params
+from prompt_tuning.types import Array, Params, Size
 
 EPSILON = 1e-5  # that of PyTorch's LayerNorm
 
@@ -32,11 +31,7 @@ class ResidualPrompt(Method, kind="residual_prompt"):
       bottleneck: width of the network's hidden layer.
     """
 
-    bottleneck: int = 800
-
-    def __post_init__(self):
-        super().__post_init__()
-        positive(self, "bottleneck")
+    bottleneck: Size = 800
 
     def init(self, key: Array, start: Start) -> Leaves:
         """The rows, and the network as PyTorch starts it."""

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import initializers
-from prompt_tuning.methods.method import Leaves, Method, Start, positive, product
-from prompt_tuning.types import Array, Params, Seed
+from prompt_tuning.methods.method import Leaves, Method, Start, product
+from prompt_tuning.types import Array, Params, Seed, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +29,10 @@ class SuperposedPrompt(Method, kind="superposed_prompt"):
       pieces_seed: draws them.
     """
 
-    pieces: int = 128
+    pieces: Size = 128
     pieces_seed: Seed = 0
     uses_rows: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 0.01
-
-    def __post_init__(self):
-        super().__post_init__()
-        positive(self, "pieces")
 
     def init(self, key: Array, start: Start) -> Leaves:
         """One piece a row.

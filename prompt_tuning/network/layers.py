@@ -391,6 +391,27 @@ def relative_position_bucket(
     return offset + np.where(distance < exact, distance, logarithmic)
 
 
+def bias_of_packed(bias: Array, before: int, segments: Array) -> Array:
+    """A decoder's bias where keys before the first lie before every packed example.
+
+    Args:
+      bias: that of one example a row: [1, N, S, before + S].
+      before: the keys that are not tokens.
+      segments: of each token the number of its example, whose tokens are neighbours: [B, S].
+
+    Returns:
+      [B, N, S, before + S].
+    """
+    length = segments.shape[1]
+    index = jnp.arange(length)[None]
+    begins = jnp.diff(segments, axis=1, prepend=-1) != 0
+    place = index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
+    far = jnp.moveaxis(jnp.take(bias[0, :, :, :before], place, axis=1), 1, 0)
+    near = bias[..., before:]
+    near = jnp.broadcast_to(near, (len(segments), *near.shape[1:]))
+    return jnp.concatenate([far, near], axis=3)
+
+
 class RelativePositionBias(nn.Module):
     """A learnt summand of the attention logits for each head and distance bucket."""
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import decoding, trees
+from prompt_tuning import decoding
 from prompt_tuning.devices import sharding
 from prompt_tuning.network import adapters, losses
 from prompt_tuning.network.adapters import Where
@@ -299,8 +299,8 @@ class Model:
     ) -> Array:  # [B, C]
         """Log-likelihood of every label for every row, encoding each row once.
 
-        Labels are packed into decoder rows of up to `PACKED_TOKENS`, unless keys lie before
-        the decoder's own, or the numbers of rows and labels are symbols.
+        Labels are packed into decoder rows of up to `PACKED_TOKENS`, unless the numbers of
+        rows and labels are symbols.
 
         Args:
           params: the parameters.
@@ -327,7 +327,7 @@ class Model:
         # A number that only the exported program's caller knows cannot be packed, nor its
         # logits cut into chunks.
         is_known = isinstance(rows, int) and isinstance(count, int)
-        if is_known and _knows_no_places(params):
+        if is_known:
             packs, size = packs_of(count, length)
 
         def log_likelihoods(labels: Array) -> Array:  # [(B,) C, S] -> [B, C]
@@ -427,16 +427,6 @@ def packs_of(count: int, length: int) -> tuple[int, int]:
     """
     packs = -(-count // max(1, PACKED_TOKENS // length))
     return packs, -(-count // packs)
-
-
-def _knows_no_places(params: Params) -> bool:
-    """Whether the decoder may start anywhere in a row.
-
-    Keys before a row's first token lie as far from it as they were tuned to, and farther
-    from the labels behind it.
-    """
-    decoder = params.get(adapters.COLLECTION, {}).get("decoder", {})
-    return f"layers/self_attention/{adapters.PREFIX}" not in trees.flatten(decoder)
 
 
 def _init(network: Transformer, key: Array) -> Params:

@@ -171,6 +171,7 @@ class Stack(nn.Module):
         memory: Array | None = None,
         memory_mask: Array | None = None,
         where: Where | None = None,
+        segments: Array | None = None,  # [B or 1, T], where a decoder's rows are packed
         *,
         deterministic: bool = True,
         decode: bool = False,
@@ -193,6 +194,8 @@ class Stack(nn.Module):
             dtype=cfg.dtype,
             name="relpos_bias",
         )(before + length)[:, :, before:]
+        if before and segments is not None:
+            bias = layers.bias_of_packed(bias, before, segments)
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(
             x, deterministic=deterministic
         ).astype(cfg.dtype)
@@ -357,6 +360,7 @@ class Transformer(nn.Module):
             encoded,
             memory_mask,
             self._where(encoder_input_tokens, where),
+            decoder_segment_ids,
             deterministic=not enable_dropout,
             decode=decode,
             max_decode_length=max_decode_length,

@@ -15,10 +15,9 @@ def count(work: Workload) -> dict[str, int]:
     padding included), the others of the decoder its S. Attention has no weights: its
     two products of N heads of width D take 4 T^2 N D a row forward and twice that
     backward. Ranking, and a loss over labels, run the decoder once a label, and make those
-    keys and values once for the labels of a decoder row (`model.packs_of`); a method that
-    puts keys before the decoder's own, which has one label a row, is not told apart. Of two
-    prompts whose answers a lesson compares, the batch is read once more as a step reads it
-    with the pupil, and forward alone with the teacher.
+    keys and values once for the labels of a decoder row (`model.packs_of`). Of two prompts
+    whose answers a lesson compares, the batch is read once more as a step reads it with the
+    pupil, and forward alone with the teacher.
     What remat computes again, and elementwise work, does not count.
 
     Returns:

@@ -14,7 +14,7 @@ from prompt_tuning.inference.store import PromptStore
 from prompt_tuning.network.transformer import T5Config
 
 KINDS = ["lora", "ia3", "deep_prompt", "prefix_tuning", "prompt_tuning", "p_tuning"]
-OTHERS = ["decoder_prefix", "dept", "instruction_aware_prompt", "composed", "lora"]
+OTHERS = ["decoder_prefix", "instruction_aware_prompt", "composed", "lora"]
 TEXTS = ("a fine film", "so dull a story that nobody wants", "what is this", "very")
 
 

@@ -14,6 +14,9 @@ from prompt_tuning.checkpoints import adapter_file
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import registry
 from prompt_tuning.methods.decomposed_prompt import DecomposedPrompt
+from prompt_tuning.methods.dept import DePT
+from prompt_tuning.methods.instruction_aware_prompt import InstructionAwarePrompt
+from prompt_tuning.methods.low_dimensional_prompt import LowDimensionalPrompt
 from prompt_tuning.methods.method import Start
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.slots import Scale
@@ -73,15 +76,24 @@ def test_a_value_of_another_kind_is_one_line(kind, base):
             assert field.name in message or unknown, each
 
 
-def test_a_rank_above_the_width_is_refused(base):
-    with pytest.raises(UserError, match="rank=17 is more than the width .*16"):
-        begin(DecomposedPrompt(rank=17), base)
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (DecomposedPrompt(rank=17), "rank=17"),
+        (DePT(rank=17), "rank=17"),
+        (LowDimensionalPrompt(17), "dimensions=17"),
+        (InstructionAwarePrompt(17), "bottleneck=17"),
+    ],
+)
+def test_a_size_above_the_width_is_refused(method, message, base):
+    with pytest.raises(UserError, match=f"{message} is more than the width .*16"):
+        begin(method, base)
 
 
 @pytest.mark.parametrize(
     ("kind", "words", "says"),
     [
-        ("lora", ["--lora_rank=0"], "LoRA.rank=0 must be a whole number"),
+        ("lora", ["--lora_rank=0"], "LORA_RANK=0 must be a whole number"),
         ("lora", ["--lora_rank=True"], "LORA_RANK=True must be a whole number"),
         ("lora", ["--lora_rank=99"], "LoRA.rank=99 is more than"),
         ("lora", ["--lora_rank=ten"], "LORA_RANK='ten' must be a whole number"),

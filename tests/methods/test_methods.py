@@ -65,6 +65,9 @@ METHODS = {
 }
 METHODS["p_tuning_lstm"] = PTuning(encoder="lstm", hidden=6)
 METHODS["decoder_prefix_short"] = DecoderPrefix(length=2)
+# The defaults of these are above so small a width.
+METHODS["dept"] = DePT(rank=7)
+METHODS["low_dimensional_prompt"] = LowDimensionalPrompt(8)
 METHODS["dept_short"] = DePT(rank=3, places=3)
 METHODS["attempt"] = Attempt(("one", "two"), bottleneck=3, temperature=1.0)
 METHODS["attempt_one"] = Attempt(("one",), bottleneck=2)
@@ -276,7 +279,7 @@ def test_a_network_makes_the_keys_of_a_prefix_and_is_not_saved(method):
 
 def test_offsets_of_zero_leave_the_prompt_alone():
     batch = next(batches(0))
-    method = registry.named("dept")
+    method = METHODS["dept"]
     model = Model(Transformer(CONFIG, bank_of(("p", method))))
     params, _ = params_of(method, started(method))
     plain = {**BASE, "prompts": {"p": ROWS}}
@@ -284,14 +287,17 @@ def test_offsets_of_zero_leave_the_prompt_alone():
     np.testing.assert_array_equal(logits(params, batch), logits(plain, batch))
 
 
-@pytest.mark.parametrize("name", ["dept", "instruction_aware_prompt", "attempt"])
+@pytest.mark.parametrize("name", METHODS)
 def test_examples_packed_into_a_row_are_read_apart(name):
-    """What depends on the text is that of each example, wherever it stands."""
+    """Whatever a method puts before, beside or into an example, wherever it stands."""
     method = METHODS[name]
     leaves = jax.tree.map(lambda x: x + 0.3, started(method))
     params, bank = params_of(method, leaves)
     one, two = (
-        {key: value[:1] for key, value in next(batches(seed)).items()}
+        {
+            key: value[:1]
+            for key, value in next(batches(seed, 0, method.has_prompt)).items()
+        }
         for seed in (1, 2)
     )
     two["encoder_input_tokens"] = two["encoder_input_tokens"][:, :-2]
@@ -299,7 +305,8 @@ def test_examples_packed_into_a_row_are_read_apart(name):
         key: np.concatenate([one[key], two[key], np.zeros((1, 2), one[key].dtype)], 1)
         for key in one
     }
-    for side, lengths in (("encoder", (9, 7, 2)), ("decoder", (2, 2, 2))):
+    long, short = (each["encoder_input_tokens"].shape[1] for each in (one, two))
+    for side, lengths in (("encoder", (long, short, 2)), ("decoder", (2, 2, 2))):
         packed[f"{side}_segment_ids"] = np.repeat([1, 2, 0], lengths)[None]
     logits = jax.jit(Model(Transformer(CONFIG, bank)).logits)
     found = logits(params, packed)[0]
@@ -771,14 +778,17 @@ def test_an_lstm_reads_from_both_ends():
             lambda: Composed(rates=(1.0, -1.0)),
             "a number of 0 or more for each of the 2",
         ),
-        (lambda: DePT(offset_rate=-1), "DePT.offset_rate=-1 must be 0 or more"),
+        (
+            lambda: DePT(offset_rate=-1),
+            "DePT.offset_rate=-1 must be a number of at least 0",
+        ),
         (lambda: DePT(places=1.5), "DePT.places=1.5 must be"),
         (
             lambda: started(InstructionAwarePrompt(shared_layers=2)),
             "shared_layers=2 does not divide the 1 layers",
         ),
         (lambda: WaywardPrompt(gamma=-1.0), "gamma=-1.0 must be 0 or more"),
-        (lambda: Attempt(temperature=0.0), "temperature=0.0 must be above 0"),
+        (lambda: Attempt(temperature=0.0), "temperature=0.0 must be a number above 0"),
         (lambda: MultitaskPrompt("one"), r"must be a list of files, e.g. \('one',\)"),
         (lambda: MultitaskPrompt(distillation=0.0), "distillation=0.0 must be above 0"),
         (

@@ -22,6 +22,8 @@ from prompt_tuning.inference.engine import Engine
 from prompt_tuning.inference.store import PromptStore
 from prompt_tuning.methods import registry
 from prompt_tuning.methods.attempt import Attempt
+from prompt_tuning.methods.dept import DePT
+from prompt_tuning.methods.low_dimensional_prompt import LowDimensionalPrompt
 from prompt_tuning.methods.method import HELD, Start, assemble
 from prompt_tuning.network import adapters
 from prompt_tuning.network.model import Model
@@ -33,8 +35,12 @@ from prompt_tuning.training.best_evaluation import Selection
 CONFIG = T5Config(8192, 16, 2, 2, 2, 8, 32)
 LENGTH, LABELS = 4, ["good", "bad"]
 TEXTS = ("a fine film", "what is this so dull story")
-# What a method cannot do without.
-OPTIONS = {"attempt": Attempt(("one", "two"), bottleneck=3)}
+# What a method cannot do without, or is too large by default for so small a model.
+OPTIONS = {
+    "attempt": Attempt(("one", "two"), bottleneck=3),
+    "dept": DePT(rank=7),
+    "low_dimensional_prompt": LowDimensionalPrompt(8),
+}
 METHODS = {
     kind: OPTIONS.get(kind) or method()
     for kind, method in sorted(registry.METHODS.items())
