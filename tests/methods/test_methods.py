@@ -491,13 +491,11 @@ def test_every_leaf_has_a_part_in_the_prompt(name):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
 
 
-def test_methods_side_by_side_end_where_each_does_alone():
-    names = ["lora", "ia3", "deep_prompt", "p_tuning", "decoder_prefix"]
-    names += ["wayward_prompt", "multitask_prompt_taught"]
+def side_by_side_and_alone(names, compared):
+    """Tunes all of them together, and those that are compared alone."""
     members = [member(name, METHODS[name], seed) for seed, name in enumerate(names)]
     frozen = with_held({name: METHODS[name] for name in names})
     together = fit(*members, frozen=frozen)
-    compared = ("lora", "deep_prompt", "p_tuning", *names[-2:])
     for each in (m for m in members if m.name in compared):
         alone = fit(each, frozen=frozen)[each.name]
         for found, wanted in zip(
@@ -505,6 +503,17 @@ def test_methods_side_by_side_end_where_each_does_alone():
         ):
             np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-5)
         np.testing.assert_allclose(together[each.name].loss, alone.loss, rtol=1e-5)
+
+
+def test_methods_side_by_side_end_where_each_does_alone():
+    names = ["lora", "ia3", "deep_prompt", "p_tuning", "decoder_prefix"]
+    names += ["wayward_prompt", "multitask_prompt_taught"]
+    side_by_side_and_alone(names, ("lora", "deep_prompt", "p_tuning", *names[-2:]))
+
+
+@pytest.mark.slow
+def test_all_methods_side_by_side_end_where_each_does_alone():
+    side_by_side_and_alone(list(METHODS), METHODS)
 
 
 def test_a_wayward_prompt_pays_for_its_distance_once_a_step():
