@@ -4,7 +4,7 @@
     python benchmarks/inference.py --before ../before/.venv/bin/python \
         --others PYTHON --output benchmarks/results/inference.json
 
-T5 1.1 Small of random weights, a prompt of 20 before 64 tokens of text, 32 rows, 32 new
+T5 1.1 Small, or one of the embedded model's sizes, of random weights, a prompt of 20 before 64 tokens of text, 32 rows, 32 new
 tokens and no end; or ends after 1 to 32 of them, drawn once for each row and the same for
 all sides. CTranslate2 has no prompts, so its rows have 84 tokens of text. In int8 we
 multiply int8 by int8, as CTranslate2 does. Each
@@ -28,26 +28,35 @@ from typing import Any
 ROWS, PROMPT, TEXT, TOKENS, BEAMS = 32, 20, 64, 32, 4
 # Label sets of this size and length are ranked.
 LABELS, LABEL_TOKENS = 6, 4
-VOCAB_SIZE = 32128
+# The last ids are sentinels, and some that no piece has.
+NO_TEXT = 128
 CASES = ("greedy", "free", "beams", "labels")
 INT8 = "int8"
 FIRST_TEXT_ID = 3
 
 
-def rows(width: int) -> Any:
-    """Ids of text, without padding: [B, width]."""
+def vocab_size(folder: str) -> int:
+    """That of the model in a folder, in transformers' format."""
+    return json.loads(pathlib.Path(folder, "config.json").read_text())["vocab_size"]
+
+
+def ids(folder: str, seed: int, shape: tuple[int, int]) -> Any:
+    """Ids of text that the model knows, without padding."""
     import numpy as np
 
-    drawn = np.random.default_rng(0).integers(FIRST_TEXT_ID, 32000, (ROWS, width))
+    last = vocab_size(folder) - NO_TEXT
+    drawn = np.random.default_rng(seed).integers(FIRST_TEXT_ID, last, shape)
     return drawn.astype(np.int32)
 
 
-def labels() -> Any:
+def rows(folder: str, width: int) -> Any:
+    """The texts: [B, width]."""
+    return ids(folder, 0, (ROWS, width))
+
+
+def labels(folder: str) -> Any:
     """Tokens of the labels: [C, S]."""
-    import numpy as np
-
-    drawn = np.random.default_rng(1).integers(3, 32000, (LABELS, LABEL_TOKENS))
-    return drawn.astype(np.int32)
+    return ids(folder, 1, (LABELS, LABEL_TOKENS))
 
 
 def ends() -> Any:
@@ -71,7 +80,7 @@ def ours(folder: str, dtype: str) -> dict[str, Callable[[], Any]]:
     from prompt_tuning.network.prompts import Prompt
     from prompt_tuning.network.transformer import Transformer
 
-    config, computed = load.t5_config("small"), dtype
+    config, computed = load.t5_config(os.path.basename(folder)), dtype
     if dtype == INT8:
         config = dataclasses.replace(config, int8_products=True)
         computed = "float32"
@@ -91,18 +100,22 @@ def ours(folder: str, dtype: str) -> dict[str, Callable[[], Any]]:
     model = Model(Transformer(base.config, (Prompt("task", PROMPT),)))
     prompt = np.random.default_rng(2).normal(0, 0.5, (PROMPT, config.emb_dim))
     params = {**base.params, "prompts": {"task": prompt.astype(np.float32)}}
-    tokens = rows(PROMPT + TEXT)
-    tokens[:, :PROMPT] = VOCAB_SIZE + np.arange(PROMPT)
+    tokens = rows(folder, PROMPT + TEXT)
+    tokens[:, :PROMPT] = base.config.vocab_size + np.arange(PROMPT)
     strategies = {
-        "greedy": decoding.Greedy(TOKENS, eos_id=VOCAB_SIZE),
-        "free": Ending(TOKENS, eos_id=VOCAB_SIZE),
-        "beams": decoding.Beam(TOKENS, num_decodes=BEAMS, eos_id=VOCAB_SIZE),
+        "greedy": decoding.Greedy(TOKENS, eos_id=base.config.vocab_size),
+        "free": Ending(TOKENS, eos_id=base.config.vocab_size),
+        "beams": decoding.Beam(
+            TOKENS, num_decodes=BEAMS, eos_id=base.config.vocab_size
+        ),
     }
     functions = {
         name: jax.jit(lambda params, how=how: model.predict(params, tokens, how))
         for name, how in strategies.items()
     }
-    functions["labels"] = jax.jit(lambda params: model.rank(params, tokens, labels()))
+    functions["labels"] = jax.jit(
+        lambda params: model.rank(params, tokens, labels(folder))
+    )
     return {
         name: lambda function=function: jax.block_until_ready(function(params))
         for name, function in functions.items()
@@ -125,9 +138,9 @@ def peft(folder: str, dtype: str) -> dict[str, Callable[[], Any]]:
         num_transformer_submodules=1,
     )
     tuned = peft.get_peft_model(model, config).eval()
-    tokens = torch.from_numpy(rows(TEXT)).long()
+    tokens = torch.from_numpy(rows(folder, TEXT)).long()
     seen = torch.ones_like(tokens)
-    choices = torch.from_numpy(labels()).long()
+    choices = torch.from_numpy(labels(folder)).long()
 
     last = torch.from_numpy(ends())
 
@@ -187,7 +200,7 @@ def ctranslate2(folder: str, dtype: str) -> dict[str, Callable[[], Any]]:
         pad_token, eos_token, unk_token = "<0>", "<1>", "<2>"
 
         def get_vocab(self) -> dict[str, int]:
-            return {f"<{number}>": number for number in range(VOCAB_SIZE)}
+            return {f"<{number}>": number for number in range(vocab_size(folder))}
 
         def convert_ids_to_tokens(self, number: int) -> str:
             return f"<{number}>"
@@ -202,7 +215,7 @@ def ctranslate2(folder: str, dtype: str) -> dict[str, Callable[[], Any]]:
     translator = ctranslate2.Translator(
         made, compute_type=dtype, intra_threads=len(os.sched_getaffinity(0))
     )
-    texts = [[f"<{number}>" for number in row] for row in rows(PROMPT + TEXT)]
+    texts = [[f"<{number}>" for number in row] for row in rows(folder, PROMPT + TEXT)]
 
     def translate(beams: int, **more: Any) -> Any:
         return translator.translate_batch(
@@ -216,7 +229,7 @@ def ctranslate2(folder: str, dtype: str) -> dict[str, Callable[[], Any]]:
         )
 
     last = ends()
-    targets = [[f"<{number}>" for number in label] for label in labels()]
+    targets = [[f"<{number}>" for number in label] for label in labels(folder)]
 
     def rank() -> Any:
         sources = [text for text in texts for _ in targets]
@@ -268,6 +281,7 @@ def main() -> None:
     parser.add_argument("--before", help="Python of another checkout's environment")
     parser.add_argument("--others", help="Python with PEFT and CTranslate2")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", default="small", help="small, or mini: the embedded")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--output", type=pathlib.Path)
     options = parser.parse_args()
@@ -276,8 +290,8 @@ def main() -> None:
 
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        folder = os.path.join(scratch, "model")
-        train_step.make_weights("small", pathlib.Path(folder))
+        folder = os.path.join(scratch, options.size)
+        train_step.make_weights(options.size, pathlib.Path(folder))
         for dtype in options.dtypes:
             sides = [("now", sys.executable, dtype)]
             if dtype == "float32":
@@ -297,7 +311,9 @@ def main() -> None:
             }
             found[dtype] = compare(workers, options.rounds)
             print(dtype, json.dumps(found[dtype], indent=2), file=sys.stderr)
-    environment.publish({"rounds": options.rounds, **found}, options.output)
+    environment.publish(
+        {"size": options.size, "rounds": options.rounds, **found}, options.output
+    )
 
 
 def compare(workers: dict[str, subprocess.Popen], rounds: int) -> dict[str, Any]:

@@ -22,6 +22,8 @@ import threading
 import time
 
 SIZES = {
+    # The embedded model's.
+    "mini": (192, 6, 4, 32, 512),
     "small": (512, 6, 8, 64, 1024),
     "base": (768, 12, 12, 64, 2048),
     "large": (1024, 16, 24, 64, 2816),
@@ -37,7 +39,8 @@ def t5_config(size: str):
     from prompt_tuning.network.transformer import T5Config
 
     width, heads, layers, head_dim, mlp = SIZES[size]
-    return T5Config(32128, width, heads, layers, layers, head_dim, mlp)
+    vocab_size = 8192 if size == "mini" else 32128
+    return T5Config(vocab_size, width, heads, layers, layers, head_dim, mlp)
 
 
 def make(size: str, folder: pathlib.Path) -> None:
