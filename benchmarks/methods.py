@@ -208,12 +208,23 @@ def draw(results: Mapping[str, Any], path: pathlib.Path) -> None:
     """The mean over tasks against how many numbers are tuned."""
     import matplotlib.figure
 
-    figure = matplotlib.figure.Figure(figsize=(7, 4), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for kind, row in results.items():
+    found = sorted(results.items(), key=lambda pair: pair[1]["tuned"])
+    for number, (kind, row) in enumerate(found):
         axes.plot(row["tuned"], row["mean"], "o", markersize=4)
-        axes.annotate(kind, (row["tuned"], row["mean"]), fontsize=7)
+        # Neighbours have their names on either side.
+        sign, side = (1, "left") if number % 2 else (-1, "right")
+        axes.annotate(
+            kind,
+            (row["tuned"], row["mean"]),
+            (4 * sign, 2),
+            textcoords="offset points",
+            ha=side,
+            fontsize=7,
+        )
     axes.set_xscale("log")
+    axes.margins(x=0.25)
     axes.set_xlabel("numbers that are tuned")
     axes.set_ylabel("mean of the tasks' metrics at the last step")
     with files.replacing(path) as temporary:
