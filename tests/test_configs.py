@@ -95,7 +95,7 @@ def required(kind, name):
 
 
 # Of methods whose sizes are above the width of so small a model, smaller ones.
-SMALL = {
+NARROW = {
     "dept.gin": ["OFFSET_RANK=3"],
     "low_dimensional_prompt.gin": ["PROMPT_DIMENSIONS=8"],
 }
@@ -114,12 +114,12 @@ FAST = ("prompt_tuning.gin", "residual_prompt.gin", "lora.gin")
 
 @pytest.mark.parametrize("name", few("methods", FAST))
 def test_methods(name, tmp_path, reviews, tiny_checkpoint, monkeypatch):
-    small = SMALL.get(name, ())
-    method = method_of(name, *small)
+    narrow = NARROW.get(name, ())
+    method = method_of(name, *narrow)
     monkeypatch.chdir(tmp_path)
     np.save("source.npy", np.ones((3, TINY["emb_dim"]), np.float32))
     arguments = [f"--gin_file=methods/{name}", "--gin_file=models/tiny.gin"]
-    arguments += [f"--gin.{value}" for value in (*required("methods", name), *small)]
+    arguments += [f"--gin.{value}" for value in (*required("methods", name), *narrow)]
     if method.has_prompt:
         arguments.append("--prompt_length=3")
     results = train(tmp_path, reviews, tiny_checkpoint, *arguments)

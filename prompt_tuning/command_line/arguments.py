@@ -243,7 +243,8 @@ def macro_flags(
     return [
         Flag(
             macro.flag,
-            f"{plain(macro.meaning)} [{macro.default}]",
+            # A macro may be another's value, '%TRAIN_STEPS'.
+            f"{plain(macro.meaning)} [{macro.default.replace('%', '%%')}]",
             macro.group,
             macro.is_switch,
         )

@@ -113,7 +113,7 @@ class LowRank(ByOwner):
             # Without the neutral one: who owns none has a product of zeros.
             a, b = (array[1:].astype(y.dtype) for array in (self.a, self.b))
             place = self.place[where.owner][:, None]
-            owned = (place == jnp.arange(1, len(self.a))).astype(y.dtype)
+            owned = (place == jnp.arange(1, len(self.a))[None]).astype(y.dtype)
             low = jnp.einsum("bti,kir->btkr", x, a) * owned[:, None, :, None]
             return y + jnp.einsum("btkr,kro->bto", low, b)
         a, b = (own.astype(y.dtype) for own in self._own(where)[:2])

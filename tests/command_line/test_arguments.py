@@ -55,9 +55,13 @@ def test_help_says_the_right_values(help_of):
         "training stops; 0 trains to the end [0]"
     ) in text
     assert (
-        "[required; 0.3 in methods/prompt_tuning.gin; or by a file of methods/]"
+        "[required; 0.3 in methods/prompt_tuning.gin; or by a file of methods/; or by a "
+        "file of recipes/]"
     ) in text
-    assert "['constant'; 'constant * linear_warmup' in optimizers/adamw.gin]" in text
+    assert (
+        "['constant'; 'constant * linear_warmup' in optimizers/adamw.gin; or by a file of "
+        "recipes/]"
+    ) in text
     assert "--gin_file=methods/NAME.gin brings METHOD" in text
     assert "ia3 IA3: keys, values and the hidden units of the MLPs are scaled" in text
     assert "--model_dir VALUE folder of the run [required]" in text
