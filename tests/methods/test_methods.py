@@ -125,11 +125,11 @@ def batches(seed, start=0, has_prompt=True):
         }
 
 
-def member(name, method, seed=0):
+def member(name, method, seed=0, tx=ADAMW):
     return Member(
         name=name,
         tuned=method.place(name, started(method)),
-        tx=method.optimizer(ADAMW),
+        tx=method.optimizer(tx),
         batches=lambda start: batches(seed, start, method.has_prompt),
         materialize=method.materialize,
         **method.beside_examples,
@@ -491,9 +491,9 @@ def test_every_leaf_has_a_part_in_the_prompt(name):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
 
 
-def side_by_side_and_alone(names, compared):
+def side_by_side_and_alone(names, compared, tx=ADAMW):
     """Tunes all of them together, and those that are compared alone."""
-    members = [member(name, METHODS[name], seed) for seed, name in enumerate(names)]
+    members = [member(name, METHODS[name], seed, tx) for seed, name in enumerate(names)]
     frozen = with_held({name: METHODS[name] for name in names})
     together = fit(*members, frozen=frozen)
     for each in (m for m in members if m.name in compared):
@@ -513,7 +513,9 @@ def test_methods_side_by_side_end_where_each_does_alone():
 
 @pytest.mark.slow
 def test_all_methods_side_by_side_end_where_each_does_alone():
-    side_by_side_and_alone(list(METHODS), METHODS)
+    # Adam's first steps are the gradients' signs, so that it makes a step of the rate out
+    # of a rounded zero, of which so many leaves have some.
+    side_by_side_and_alone(list(METHODS), METHODS, optax.sgd(0.05))
 
 
 def test_a_wayward_prompt_pays_for_its_distance_once_a_step():
