@@ -4,9 +4,9 @@
     python benchmarks/inference.py --before ../before/.venv/bin/python \
         --others PYTHON --output benchmarks/results/inference.json
 
-T5 1.1 Small, or one of the embedded model's sizes, of random weights, a prompt of 20 before 64 tokens of text, 32 rows, 32 new
-tokens and no end; or ends after 1 to 32 of them, drawn once for each row and the same for
-all sides. CTranslate2 has no prompts, so its rows have 84 tokens of text. In int8 we
+T5 1.1 Small, or a model of the embedded one's sizes, of random weights, a prompt of 20
+before 64 tokens of text, 32 rows, 32 new tokens and no end; or ends after 1 to 32 of
+them, drawn once for each row and the same for all sides. CTranslate2 has no prompts, so its rows have 84 tokens of text. In int8 we
 multiply int8 by int8, as CTranslate2 does. Each
 side is a process that compiles first and then takes one turn after the other, so that
 what else the machine does meets all alike; a ratio is the median over rounds of the
@@ -101,13 +101,13 @@ def ours(folder: str, dtype: str) -> dict[str, Callable[[], Any]]:
     prompt = np.random.default_rng(2).normal(0, 0.5, (PROMPT, config.emb_dim))
     params = {**base.params, "prompts": {"task": prompt.astype(np.float32)}}
     tokens = rows(folder, PROMPT + TEXT)
-    tokens[:, :PROMPT] = base.config.vocab_size + np.arange(PROMPT)
+    # An id that no token has.
+    never = base.config.vocab_size
+    tokens[:, :PROMPT] = never + np.arange(PROMPT)
     strategies = {
-        "greedy": decoding.Greedy(TOKENS, eos_id=base.config.vocab_size),
-        "free": Ending(TOKENS, eos_id=base.config.vocab_size),
-        "beams": decoding.Beam(
-            TOKENS, num_decodes=BEAMS, eos_id=base.config.vocab_size
-        ),
+        "greedy": decoding.Greedy(TOKENS, eos_id=never),
+        "free": Ending(TOKENS, eos_id=never),
+        "beams": decoding.Beam(TOKENS, num_decodes=BEAMS, eos_id=never),
     }
     functions = {
         name: jax.jit(lambda params, how=how: model.predict(params, tokens, how))

@@ -244,7 +244,7 @@ def macro_flags(
         Flag(
             macro.flag,
             # A macro may be another's value, '%TRAIN_STEPS'.
-            f"{plain(macro.meaning)} [{macro.default.replace('%', '%%')}]",
+            f"{plain(macro.meaning)} [{escaped(macro.default)}]",
             macro.group,
             macro.is_switch,
         )
@@ -260,7 +260,7 @@ def function_flags(command: Command) -> list[Flag]:
             continue
         text = plain(parameter.meaning)
         if parameter.default not in (None, "None", "False"):
-            text += f" [{parameter.default}]"
+            text += f" [{escaped(parameter.default)}]"
         flags.append(
             Flag(
                 f"--{parameter.name}",
@@ -282,7 +282,12 @@ def is_placed(command: Command, parameter: signatures.Parameter) -> bool:
 def plain(text: str) -> str:
     """A docstring's sentence without its markup."""
     text = re.sub(r"\s*\(see `[^)]*\)", "", text).replace("`", "")
-    return text.removesuffix(".").replace("%", "%%")
+    return escaped(text.removesuffix("."))
+
+
+def escaped(text: str) -> str:
+    """A text as it is, where argparse fills in ``%(prog)s``."""
+    return text.replace("%", "%%")
 
 
 _GIN_FLAGS = (

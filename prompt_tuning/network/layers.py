@@ -391,25 +391,30 @@ def relative_position_bucket(
     return offset + np.where(distance < exact, distance, logarithmic)
 
 
-def bias_of_packed(bias: Array, before: int, segments: Array) -> Array:
-    """A decoder's bias where keys before the first lie before every packed example.
+def places_of(segments: Array) -> Array:  # [B, S] -> [B, S]
+    """Where each token stands in its packed example, whose tokens are neighbours."""
+    index = jnp.arange(segments.shape[1])[None]
+    begins = jnp.diff(segments, axis=1, prepend=-1) != 0
+    return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
+
+
+def bias_at(bias: Array, places: Array) -> Array:
+    """A bias of queries that stand elsewhere: [1, N, S, K], [B, Q] -> [B, N, Q, K]."""
+    return jnp.moveaxis(jnp.take(bias[0], places, axis=1), 1, 0)
+
+
+def bias_beside(before: Array, own: Array) -> Array:
+    """The bias of keys before the first token, and of those of tokens behind it.
 
     Args:
-      bias: that of one example a row: [1, N, S, before + S].
-      before: the keys that are not tokens.
-      segments: of each token the number of its example, whose tokens are neighbours: [B, S].
+      before: [B or 1, N, Q, P].
+      own: the same for all rows: [1, N, Q, K].
 
     Returns:
-      [B, N, S, before + S].
+      [B or 1, N, Q, P + K].
     """
-    length = segments.shape[1]
-    index = jnp.arange(length)[None]
-    begins = jnp.diff(segments, axis=1, prepend=-1) != 0
-    place = index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
-    far = jnp.moveaxis(jnp.take(bias[0, :, :, :before], place, axis=1), 1, 0)
-    near = bias[..., before:]
-    near = jnp.broadcast_to(near, (len(segments), *near.shape[1:]))
-    return jnp.concatenate([far, near], axis=3)
+    own = jnp.broadcast_to(own, (len(before), *own.shape[1:]))
+    return jnp.concatenate([before, own], axis=3)
 
 
 class RelativePositionBias(nn.Module):

@@ -15,7 +15,7 @@ from prompt_tuning.network.adapters import INPUT, OUTPUT, Where
 from prompt_tuning.types import Array
 
 SlotType = TypeVar("SlotType")
-# The ranks of all owners together are few up to this share of the site's width.
+# The ranks of all owners together are few up to one in so many of the site's width.
 FEW_SHARE = 4
 
 

@@ -214,13 +214,9 @@ class TokenStep:
         of_prefix, of_steps = bias[..., :before], bias[..., before:]
         if starts is not None and before:
             # Tokens lie as far apart wherever a row began, but a prefix lies before it.
-            of_prefix = jnp.take(self._bias[..., :before], step - starts, axis=2)
-            of_prefix = jnp.moveaxis(of_prefix[0], 1, 0)[:, :, None]  # [B, N, 1, P]
-            of_steps = jnp.broadcast_to(
-                of_steps, (*of_prefix.shape[:2], *of_steps.shape[2:])
-            )
-        of_steps = jnp.repeat(of_steps, count, axis=3)
-        bias = jnp.concatenate([of_prefix, of_steps], axis=3)
+            places = (step - starts)[:, None]
+            of_prefix = layers.bias_at(self._bias[..., :before], places)
+        bias = layers.bias_beside(of_prefix, jnp.repeat(of_steps, count, axis=3))
         steps, decodes = jnp.arange(self._bias.shape[2]), jnp.arange(count)
         itself = decodes[None, :, None]
         if ancestry is None:

@@ -195,7 +195,9 @@ class Stack(nn.Module):
             name="relpos_bias",
         )(before + length)[:, :, before:]
         if before and segments is not None:
-            bias = layers.bias_of_packed(bias, before, segments)
+            # What lies before a packed row lies before each of its examples.
+            far = layers.bias_at(bias[..., :before], layers.places_of(segments))
+            bias = layers.bias_beside(far, bias[..., before:])
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(
             x, deterministic=deterministic
         ).astype(cfg.dtype)

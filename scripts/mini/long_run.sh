@@ -11,6 +11,7 @@ if [ $# -ne 3 ] && [ $# -ne 5 ]; then
   sed -n '3,9s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
+. "$(dirname "$0")/mixtures.sh"
 # Vectors of 24 times 4,096 sentences; those that are there already are kept.
 [ -f "$1/sentences.npz" ] ||
   python "$(dirname "$0")/teacher.py" --arrays "$1" --package "$2" --parts 24
@@ -42,11 +43,7 @@ exec python -m prompt_tuning pretrain --gin_file=models/t5_1_1_mini.gin \
   --gin.BATCH_SIZE=32 --gin.INPUTS_LENGTH=192 --gin.TARGETS_LENGTH=48 \
   --gin.SPAN_CORRUPTION_SHARE=0.2 --gin.PREFIX_LM_SHARE=0.1 \
   --gin.DISTILLED_SHARE=0.25 --gin.DISTILLATION_WEIGHT=10.0 --gin.START_TABLE=True \
-  --gin.TASK_WEIGHTS="{'imdb': 0.1, 'opinion_words': 0.02, 'customer_reviews': 0.05,
-    'vader_amazon': 0.04, 'vader_tweets': 0.05, 'vader_nyt': 0.04, 'snli': 0.06,
-    'mnli': 0.09, 'qnli': 0.08, 'qqp': 0.08, 'sarcasm': 0.05, 'bbc': 0.06,
-    'spam': 0.03, 'mrpc': 0.03, 'pan': 0.03, 'rte': 0.02, 'boolq': 0.05,
-    'cb': 0.01, 'copa': 0.01, 'prompted': 0.1}" \
+  --gin.TASK_WEIGHTS="$suites" \
   --gin.LEARNING_RATE=0.015 --gin.WARMUP_STEPS=1000 \
   --gin.LEARNING_RATE_FACTORS="'constant * linear_warmup * rsqrt_normalized_decay$decay'" \
   --gin.DECAY_STEPS="$last" --gin.COOLDOWN_STEPS="${4:-1}" --gin.TRAIN_STEPS="$last" \

@@ -13,13 +13,7 @@ if [ $# -ne 3 ]; then
   exit 2
 fi
 arrays=$1 runs=$2 seconds=$3 cooldown=40
-old="{'imdb': 0.45, 'opinion_words': 0.10, 'customer_reviews': 0.08, 'vader_amazon': 0.06,
-  'vader_tweets': 0.05, 'vader_nyt': 0.04, 'snli': 0.06, 'sarcasm': 0.05, 'bbc': 0.04,
-  'spam': 0.02, 'mrpc': 0.02, 'pan': 0.02, 'rte': 0.01}"
-suites="{'imdb': 0.1, 'opinion_words': 0.02, 'customer_reviews': 0.05, 'vader_amazon': 0.04,
-  'vader_tweets': 0.05, 'vader_nyt': 0.04, 'snli': 0.06, 'mnli': 0.09, 'qnli': 0.08,
-  'qqp': 0.08, 'sarcasm': 0.05, 'bbc': 0.06, 'spam': 0.03, 'mrpc': 0.03, 'pan': 0.03,
-  'rte': 0.02, 'boolq': 0.05, 'cb': 0.01, 'copa': 0.01, 'prompted': 0.1}"
+. "$(dirname "$0")/mixtures.sh"
 
 # candidate NAME SPANS PREFIXES DISTILLED TASK_WEIGHTS FLAGS... : shares of the rows.
 candidate() {
@@ -47,6 +41,8 @@ candidate() {
     kill -TERM $! 2>/dev/null || true
     wait $! || true
     newest=$(ls "$folder/checkpoints" | grep -x '[0-9]*' | sort -n | tail -n 1)
+    # A run that failed has none.
+    [ -n "$newest" ] || exit 1
     echo $((newest + cooldown)) > "$folder/last_step"
   fi
   last=$(cat "$folder/last_step")
@@ -57,7 +53,7 @@ candidate() {
 
 embedded="--gin.pretrain.initial_checkpoint_path='embedded:t5_1_1_mini'"
 table=--gin.START_TABLE=True
-candidate again 0.2 0.15 0.0 "$old" "$embedded"
+candidate again 0.2 0.15 0.0 "$first" "$embedded"
 candidate suites 0.2 0.1 0.0 "$suites" "$embedded"
 candidate distil25 0.2 0.1 0.25 "$suites" "$embedded"
 candidate distil50 0.1 0.1 0.5 "$suites" "$embedded"
