@@ -35,9 +35,9 @@ def tune(folder: pathlib.Path, seed: int, steps: int) -> None:
         "--gin_file=methods/prompt_tuning.gin",
         "--gin_file=prompts/class_labels.gin",
         f"--gin.MODEL_DIR={folder}",
-        f"--gin.MIXTURE_OR_TASK_NAME={demo.TASK}",
-        f"--gin.MIXTURE_OR_TASK_MODULE={demo.MODULE}",
-        f"--gin.TASK_FEATURE_LENGTHS={demo.LENGTHS}",
+        f"--gin.MIXTURE_OR_TASK_NAME={demo.ROTTEN_TOMATOES.name}",
+        f"--gin.MIXTURE_OR_TASK_MODULE={demo.ROTTEN_TOMATOES.module}",
+        f"--gin.TASK_FEATURE_LENGTHS={demo.ROTTEN_TOMATOES.lengths}",
         f"--gin.CLASS_LABELS={rotten_tomatoes.LABELS}",
         f"--gin.PROMPT_LENGTH={demo.PROMPT_LENGTH}",
         "--gin.LEARNING_RATE=0.1",
@@ -69,9 +69,9 @@ def main() -> None:
     table = evaluate.evaluate(
         config=demo.CONFIG,
         initial_checkpoint_path=demo.CHECKPOINT,
-        mixture_or_task_name=demo.TASK,
-        mixture_or_task_module=demo.MODULE,
-        task_feature_lengths=demo.LENGTHS,
+        mixture_or_task_name=demo.ROTTEN_TOMATOES.name,
+        mixture_or_task_module=demo.ROTTEN_TOMATOES.module,
+        task_feature_lengths=demo.ROTTEN_TOMATOES.lengths,
         prompt_file=[str(options.folder / name / prompt_file.FILE) for name in names],
     )
 
@@ -98,7 +98,7 @@ def main() -> None:
             for clock, now in clocks.items():
                 seconds[clock][name].append(now() - start[clock])
     results = {
-        "task": demo.TASK,
+        "task": demo.ROTTEN_TOMATOES.name,
         "split": "test",
         "examples": len(texts),
         "prompts": len(names),

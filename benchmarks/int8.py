@@ -74,9 +74,9 @@ def tune(folder: pathlib.Path, config: T5Config, dtype: str, steps: int) -> str:
             frozen_dtype=dtype,
         ),
         data=Data(
-            mixture_or_task_name=demo.TASK,
-            mixture_or_task_module=demo.MODULE,
-            task_feature_lengths=demo.LENGTHS,
+            mixture_or_task_name=demo.ROTTEN_TOMATOES.name,
+            mixture_or_task_module=demo.ROTTEN_TOMATOES.module,
+            task_feature_lengths=demo.ROTTEN_TOMATOES.lengths,
         ),
         tuning=tuning,
         schedule=Schedule(steps, 100, 1000),
@@ -92,9 +92,9 @@ def right(
     evaluate.evaluate(
         config=config,
         initial_checkpoint_path=demo.CHECKPOINT,
-        mixture_or_task_name=demo.TASK,
-        mixture_or_task_module=demo.MODULE,
-        task_feature_lengths=demo.LENGTHS,
+        mixture_or_task_name=demo.ROTTEN_TOMATOES.name,
+        mixture_or_task_module=demo.ROTTEN_TOMATOES.module,
+        task_feature_lengths=demo.ROTTEN_TOMATOES.lengths,
         prompt_file=prompt,
         split=split,
         output_dir=str(folder),
@@ -122,13 +122,17 @@ def zero_shot(models: dict[str, BaseModel]) -> dict[str, Any]:
     texts, labels = ([*one, *other] for one, other in zip(*parts, strict=True))
     answers = {
         dtype: baselines.hand_written(
-            model, demo.HAND_WRITTEN, texts, labels, vocabularies.load("mini")
+            model,
+            demo.ROTTEN_TOMATOES.prompts,
+            texts,
+            labels,
+            vocabularies.load("mini"),
         )
         for dtype, model in models.items()
     }
     found = {
         prompt.pattern: compare(**{dtype: answers[dtype][i] for dtype in DTYPES})
-        for i, prompt in enumerate(demo.HAND_WRITTEN)
+        for i, prompt in enumerate(demo.ROTTEN_TOMATOES.prompts)
     }
     found["all five"] = compare(**{dtype: answers[dtype].ravel() for dtype in DTYPES})
     return found

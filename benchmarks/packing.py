@@ -55,8 +55,12 @@ class Case:
 
 
 CASES = {
-    "mini, prompt 20": Case(demo.CONFIG, 32, demo.LENGTHS, 20, (128, 256)),
-    "mini, prompt 100": Case(demo.CONFIG, 32, demo.LENGTHS, 100, (384, 512)),
+    "mini, prompt 20": Case(
+        demo.CONFIG, 32, demo.ROTTEN_TOMATOES.lengths, 20, (128, 256)
+    ),
+    "mini, prompt 100": Case(
+        demo.CONFIG, 32, demo.ROTTEN_TOMATOES.lengths, 100, (384, 512)
+    ),
     "small, prompt 20": Case(SMALL, 16, {"inputs": 128, "targets": 8}, 20, (128, 256)),
     "small, prompt 100": Case(
         SMALL, 16, {"inputs": 128, "targets": 8}, 100, (384, 512)
@@ -77,13 +81,13 @@ def ways_to_train(case: Case, prompts: tuple[Prompt, ...]) -> dict[str, Iterator
 
     def load(batch: int, room: dict[str, int], **options: Any) -> batching.Batches:
         return batching.load(
-            demo.TASK,
+            demo.ROTTEN_TOMATOES.name,
             split="train",
             task_feature_lengths=room,
             prompts=prompts,
             vocab_size=case.config.vocab_size,
             batch_size=batch,
-            module=demo.MODULE,
+            module=demo.ROTTEN_TOMATOES.module,
             **options,
         )
 
@@ -150,12 +154,12 @@ def evaluation(case: Case, batch_size: int, rows: int) -> dict[str, Any]:
     prompts = (Prompt("task", case.prompt_length),)
     model = Model(Transformer(case.config, prompts))
     params = jax.jit(model.init)(jax.random.key(0))
-    provider = examples.find(demo.TASK, demo.MODULE)
+    provider = examples.find(demo.ROTTEN_TOMATOES.name, demo.ROTTEN_TOMATOES.module)
     vocabulary = provider.output_features["targets"].vocabulary
     answerer = Answerer(model, vocabulary, labels=("negative", "positive"))
     tokens = next(
         batching.load(
-            demo.TASK,
+            demo.ROTTEN_TOMATOES.name,
             split="validation",
             task_feature_lengths=case.lengths,
             prompts=prompts,

@@ -31,8 +31,8 @@ def tune(folder: pathlib.Path, steps: int, **values) -> dict[str, float]:
     """Runs the ``loop`` command; gives its seconds and peak memory."""
     values = {
         "MODEL_DIR": folder,
-        "MIXTURE_OR_TASK_NAME": demo.TASK,
-        "TASK_FEATURE_LENGTHS": demo.LENGTHS,
+        "MIXTURE_OR_TASK_NAME": demo.ROTTEN_TOMATOES.name,
+        "TASK_FEATURE_LENGTHS": demo.ROTTEN_TOMATOES.lengths,
         "PROMPT_LENGTH": demo.PROMPT_LENGTH,
         "LEARNING_RATE": 0.1,
         "TRAIN_STEPS": steps,
@@ -94,7 +94,8 @@ def main() -> None:
     mean = lambda runs: {key: float(np.mean([r[key] for r in runs])) for key in runs[0]}
     one, five = mean(together), mean(apart)
     results = {
-        "shape": vars(options) | {"output": None, "batch_size": 32, **demo.LENGTHS},
+        "shape": vars(options)
+        | {"output": None, "batch_size": 32, **demo.ROTTEN_TOMATOES.lengths},
         "together": one,
         "one_after_the_other": five,
         "time_ratio": one["seconds"] / five["seconds"],

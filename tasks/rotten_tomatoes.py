@@ -26,12 +26,14 @@ from prompt_tuning.tasks import features, labels, preprocessors, sources
 
 LABELS = ("negative", "positive")
 SPLITS = ("train", "validation", "test")
-_SPLIT_OF_DIGIT = {"0": "test", "1": "validation"}
 
 
-def split_of(text: str) -> str:
-    """The split that a sentence belongs to."""
-    return _SPLIT_OF_DIGIT.get(_hash(text)[-1], "train")
+def split_of(text: str, test_digits: str = "0") -> str:
+    """The split that a text belongs to, by the last digit of its hash."""
+    digit = _hash(text)[-1]
+    if digit in test_digits:
+        return "test"
+    return "validation" if digit == "1" else "train"
 
 
 def _hash(text: str) -> str:

@@ -154,7 +154,7 @@ COMMANDS = {
         "write a model or a prompt in another format", "commands.convert:convert"
     ),
     "demo": Command(
-        "tune a prompt of the embedded model on movie reviews",
+        "tune prompts of the embedded model on two tasks",
         "commands.demo:run",
         processes=Processes.ALONE,
         loads_tensorflow=True,

