@@ -27,7 +27,7 @@ from prompt_tuning.data.local_task import LocalTask
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.transformer import T5Config, Transformer
 from prompt_tuning.runs import baselines
-from prompt_tuning.runs.settings import Base, Data, Settings, Tuning
+from prompt_tuning.runs.settings import Base, Data, Objective, Settings, Tuning
 from prompt_tuning.training import optimizers, probing, prompt_starts
 from prompt_tuning.training.schedule import Schedule
 
@@ -44,13 +44,15 @@ class Recipe:
       length: positions of the prompt.
       init: a name of `prompt_starts.named`.
       steps: of 32 rows.
+      label_loss: see `Model`; None teaches target tokens.
     """
 
     rate: float = 0.3
-    factors: str = "constant * linear_to_zero"
+    factors: str = optimizers.DECAYED
     length: int = demo.PROMPT_LENGTH
     init: str = "class_labels"
     steps: int = 200
+    label_loss: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +154,7 @@ def tune(
             task_feature_lengths={"inputs": longest, "targets": TARGETS_LENGTH},
         ),
         tuning=tuning,
+        objective=Objective(label_loss=recipe.label_loss),
         schedule=Schedule(recipe.steps, recipe.steps // evaluations, 0),
         seed=seed,
     )

@@ -82,7 +82,9 @@ def test_a_card_says_what_the_records_say(script):
     found = {"classes": 2, "majority": 0.5, "tf_idf": 0.7}
     found |= {"embeddings": 0.6, "states": 0.8, "prompt_by_seed": [0.7, 0.8]}
     probed = {"recipe": {"steps": 200}, "tasks": {"offence": found}}
-    text = script("card").card("tiny", sources, record, records, probed, 4096)
+    answered = {"majority class": 0.5, "hand-written: {text} It was": 0.625}
+    shown = {"tasks": {"rotten_tomatoes": {"accuracy": answered}}}
+    text = script("card").card("tiny", sources, record, records, probed, 4096, shown)
     for line in (
         "| emb_dim | 256 |",
         "| bbc | somewhere | 7 | 0.750 | MIT |",
@@ -90,6 +92,9 @@ def test_a_card_says_what_the_records_say(script):
         "| 100 | 0.500 | 0.250 |",
         "| offence | 2 | 0.500 | 0.700 | 0.600 | 0.800 | 0.750 |",
         "From step 90 on, learning_rate was 0.02, before 0.01.",
+        "| rotten_tomatoes | `{text} It was` | 0.625 |",
+        "# stopped at step 90",
+        "export MODEL=tiny",
     ):
         assert line in text.splitlines()
     assert "768,000 positions" in text and "4,096 sentences" in text

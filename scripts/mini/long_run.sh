@@ -28,7 +28,7 @@ if [ $# -eq 5 ]; then
     newest=$(ls "$3/checkpoints" | grep -x '[0-9]*' | sort -n | tail -n 1)
     mkdir -p "$5/partial"
     cp -r "$3/checkpoints/$newest" "$5/partial/"
-    cp "$3/run.json" "$5/"
+    cp "$3/run.json" "$3/metrics.jsonl" "$5/"
     echo $((newest + $4)) > "$5/last_step"
     mv "$5/partial" "$5/checkpoints"
   fi

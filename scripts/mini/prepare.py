@@ -363,7 +363,11 @@ def main(arguments=None):
     train, validation, text_dropped = read_runs(options.corpus, options.packages, leaks)
     print(f"{len(train)} runs, dropped {dict(text_dropped)}", flush=True)
     examples = render(rows)
-    write_sentences(choose_sentences(train, rows), options.output / "sentences.txt")
+    sentences = choose_sentences(train, rows)
+    # A paragraph that is kept may have a sentence that is a whole row elsewhere.
+    hits = {at for at, _ in leaks.find(sentences)}
+    kept = [text for at, text in enumerate(sentences) if at not in hits]
+    write_sentences(kept, options.output / "sentences.txt")
     parts = {
         held_out: [item for item in examples if item.held_out == held_out]
         for held_out in (False, True)

