@@ -5,9 +5,11 @@
 
 FOLDER holds NAME.jsonl as `scripts/mini/probe_tasks.py` writes them. For each task: the
 test accuracy of the majority, of TF-IDF, of logistic regression on mean embeddings and
-on mean encoder states (see `probing`), and, unless --steps is 0, of a prompt of 20 tuned
-for so many steps at one fixed rate. Nothing is chosen by any row: a prompt is that of
-its last step. --model and --sizes name another model than the embedded one.
+on mean encoder states (see `probing`), and, unless --steps is 0, of prompts of 20 tuned
+for so many steps by `recipes/short.gin`; with --model_steps also of the model tuned for
+so many steps as in the demo, and with --few of both on so many rows for a third of the
+steps. Nothing is chosen by any row: what is measured is the last step. --model and
+--sizes name another model than the embedded one.
 """
 
 import argparse
@@ -45,14 +47,16 @@ class Recipe:
       init: a name of `prompt_starts.named`.
       steps: of 32 rows.
       label_loss: see `Model`; None teaches target tokens.
+      method: 'model_tuning' takes the demo's rate, and neither rate nor prompt of this.
     """
 
     rate: float = 0.3
     factors: str = optimizers.DECAYED
     length: int = demo.PROMPT_LENGTH
     init: str = "class_labels"
-    steps: int = 200
+    steps: int = 600
     label_loss: str | None = None
+    method: str = "prompt_tuning"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,21 +134,23 @@ def tune(
     evaluations: int = 1,
 ) -> dict[int, float]:
     """Accuracy on the task's test part, by step; the last one is the recipe's steps."""
-    tuning = Tuning(
-        method="prompt_tuning",
-        prompt_length=recipe.length,
-        prompt_init=prompt_starts.named(recipe.init, task.labels),
-        optimizer=optimizers.adafactor(
-            optimizers.learning_rate_schedule(
-                recipe.factors,
-                recipe.rate * opened.table_rms,
-                warmup_steps=recipe.steps // 10,
-                decay_steps=recipe.steps,
+    if recipe.method == "model_tuning":
+        tuning = Tuning(
+            method="model_tuning",
+            prompt_length=0,
+            optimizer=optimizers.adafactor(
+                optimizers.learning_rate_schedule("constant", demo.MODEL_RATE)
             ),
-            multiply_by_parameter_scale=False,
-            weight_decay_rate=1e-5,
-        ),
-    )
+        )
+    else:
+        tuning = Tuning(
+            method=recipe.method,
+            prompt_length=recipe.length,
+            prompt_init=prompt_starts.named(recipe.init, task.labels),
+            optimizer=optimizers.decayed(
+                recipe.rate * opened.table_rms, recipe.steps, recipe.factors
+            ),
+        )
     longest = max(len(ids) for ids in [*task.train.ids, *task.test.ids])
     settings = Settings(
         base=opened.base,
@@ -168,18 +174,53 @@ def tune(
     }
 
 
+def by_seed(
+    task: probing.ProbeTask, opened: Opened, recipe: Recipe, seeds: int
+) -> list[float]:
+    """Accuracy on the task's test part after a recipe, by seed."""
+    with tempfile.TemporaryDirectory() as name:
+        local_task = write_splits(task, pathlib.Path(name), opened.vocabulary)
+        return [
+            tune(task, opened, recipe, seed, local_task)[recipe.steps]
+            for seed in range(seeds)
+        ]
+
+
+def few(task: probing.ProbeTask, rows: int) -> probing.ProbeTask:
+    """The task with so many training rows, of each label alike, the first there are."""
+    labels = task.train.labels
+    each = rows // len(task.labels)
+    places = np.concatenate(
+        [np.flatnonzero(labels == label)[:each] for label in range(len(task.labels))]
+    ).tolist()
+    train_part = probing.Split(
+        [task.train.texts[i] for i in places],
+        [task.train.ids[i] for i in places],
+        labels[places],
+    )
+    return dataclasses.replace(task, train=train_part)
+
+
 def main() -> None:
     """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--model_steps", type=int, default=0)
+    parser.add_argument("--few", type=int, default=0, help="rows; 0 leaves it out")
+    parser.add_argument("--only", nargs="*", help="names of tasks; default: all")
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
     opened = open_model(options)
     recipe = Recipe(steps=options.steps)
+    recipes = {"prompt": recipe} if options.steps else {}
+    if options.model_steps:
+        recipes["model"] = Recipe(steps=options.model_steps, method="model_tuning")
     encoder = probing.Encoder(Model(Transformer(opened.loaded.config)))
     tasks: dict[str, dict[str, Any]] = {}
     for task in probing.load(options.tasks, opened.vocabulary):
+        if options.only and task.name not in options.only:
+            continue
         learned, test = task.train, task.test
         found = tasks[task.name] = {
             "classes": len(task.labels),
@@ -198,13 +239,13 @@ def main() -> None:
             ),
             **probing.probe(encoder, opened.loaded.params, task),
         }
-        if recipe.steps:
-            with tempfile.TemporaryDirectory() as name:
-                local_task = write_splits(task, pathlib.Path(name), opened.vocabulary)
-                found["prompt_by_seed"] = [
-                    tune(task, opened, recipe, seed, local_task)[recipe.steps]
-                    for seed in range(options.seeds)
-                ]
+        for name, each in recipes.items():
+            found[f"{name}_by_seed"] = by_seed(task, opened, each, options.seeds)
+            if options.few:
+                third = dataclasses.replace(each, steps=each.steps // 3)
+                found[f"{name}_of_{options.few}_by_seed"] = by_seed(
+                    few(task, options.few), opened, third, options.seeds
+                )
         report.say(f"{task.name}: {found}")
     results = {
         "model": opened.name,

@@ -190,7 +190,7 @@ RECIPES = {
         "learning_rate": 0.3,
     },
     "short.gin": {
-        "steps": 300,
+        "steps": 600,
         "batch_size": 32,
         "eval_period": None,
         "keep_last": False,
@@ -198,7 +198,7 @@ RECIPES = {
         "dtypes": ("auto", "auto"),
         "prompt_length": 20,
         # At steps 0, 10, 100 and so on.
-        "learning_rate": [1e-8, 0.1, 0.222222, 1e-8, 1e-8, 1e-8],
+        "learning_rate": [1e-8, 0.05, 0.277778, 1e-8, 1e-8, 1e-8],
     },
 }
 

@@ -199,6 +199,9 @@ The weights were then rounded to bfloat16.
 NOTES = """The licences are those found in the packages. Texts that are GPL, GFDL or CC BY-SA, and
 sets published for research, were only trained on: none of them is reproduced here, and the
 weights are offered for research and demonstration.
+
+The sets above are no unseen tasks for this model, nor is IMDb. `scripts/mini/check_leaks.py`
+looks for rows of the tasks below in everything above.
 """
 
 
@@ -220,6 +223,7 @@ def card(name, sources, record, records, probed, num_sentences, shown):
     return "\n".join(
         [
             f"# {name}\n",
+            "A small T5 1.1, to try prompt tuning with, not to use: docs/pretraining.md.\n",
             table(["size", "value"], sizes),
             data(sources, run, num_sentences),
             NOTES,

@@ -29,6 +29,8 @@ if [ $# -eq 5 ]; then
     mkdir -p "$5/partial"
     cp -r "$3/checkpoints/$newest" "$5/partial/"
     cp "$3/run.json" "$3/metrics.jsonl" "$5/"
+    # There from the first evaluation on.
+    [ ! -d "$3/best" ] || cp -r "$3/best" "$5/"
     echo $((newest + $4)) > "$5/last_step"
     mv "$5/partial" "$5/checkpoints"
   fi
