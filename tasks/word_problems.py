@@ -11,14 +11,10 @@ split: a quarter is test, a sixteenth validation.
 import functools
 import re
 
-import seqio
-
-from prompt_tuning.data import metrics
 from prompt_tuning.tasks import (
-    features,
-    labels,
     own_files,
     preprocessors,
+    registration,
     rotten_tomatoes,
     sources,
 )
@@ -99,19 +95,15 @@ def texts_and_labels(split: str) -> tuple[list[str], list[int]]:
     return columns["problem"], columns["label"]
 
 
-for _prefix, _features in features.variants(usual="mini"):
-    seqio.TaskRegistry.add(
-        f"{_prefix}{NAME}",
-        source=sources.Rows(lambda split: _rows()[split], rotten_tomatoes.SPLITS),
-        preprocessors=[
-            functools.partial(
-                preprocessors.label_and_text, columns=("problem",), labels=LABELS
-            ),
-            seqio.preprocessors.tokenize,
-            seqio.preprocessors.append_eos,
-        ],
-        postprocess_fn=metrics.strip,
-        metric_fns=[metrics.accuracy],
-        output_features=_features,
-    )
-    labels.register(f"{_prefix}{NAME}", LABELS, preprocessors.template(("problem",)))
+registration.register(
+    NAME,
+    sources.Rows(lambda split: _rows()[split], rotten_tomatoes.SPLITS),
+    functools.partial(
+        preprocessors.label_and_text, columns=("problem",), labels=LABELS
+    ),
+    template=functools.partial(preprocessors.template, ("problem",)),
+    label_names=LABELS,
+    metrics=["accuracy"],
+    kinds=registration.NAMED,
+    usual="mini",
+)
