@@ -16,16 +16,14 @@ version of jax, which then runs the base, too.
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
-import resource
 import statistics
-import subprocess
 import sys
 import time
 from typing import Any
 
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+import sides
+
 MATRIX = 2048
 # The recipe's sizes; what a candidate names replaces them.
 BASE: dict[str, Any] = {
@@ -109,60 +107,34 @@ def run_side(sizes: dict[str, Any], steps: int) -> None:
                 jax.block_until_ready(product(square))
             say(rate=2 * MATRIX**3 * steps / (time.perf_counter() - start))
             continue
-        start, used = time.perf_counter(), _processor_seconds()
+        start, used = time.perf_counter(), time.process_time()
         for _ in range(steps):
             state, metrics = step(state, {}, batch)
         jax.block_until_ready(metrics)
         say(
             seconds=time.perf_counter() - start,
-            cpu_seconds=_processor_seconds() - used,
+            cpu_seconds=time.process_time() - used,
         )
 
 
-def _processor_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-class Side:
+class Candidate(sides.Side):
     """A candidate's process."""
 
     def __init__(self, name: str, python: str, steps: int):
         self.sizes = BASE | CANDIDATES.get(name, {})
-        self._process = subprocess.Popen(
-            [python, __file__, "--side", json.dumps(self.sizes), "--steps", str(steps)],
-            env={**os.environ, **(HUGE_PAGES if name == "huge pages" else {})},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+        words = ["--side", json.dumps(self.sizes), "--steps", str(steps)]
+        super().__init__(
+            [python, __file__, *words],
+            sides.HUGE_PAGES if name == "huge pages" else {},
         )
-        self.started = self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
-        raise SystemExit("a candidate ended without an answer")
-
-    def turn(self, what: str = "steps") -> dict[str, Any]:
-        """What the process answers to a line."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{what}\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def stop(self) -> None:
-        """Ends the process."""
-        self._process.communicate()
 
 
 def summarize(
-    sides: dict[str, Side], turns: dict[str, list[dict[str, Any]]], steps: int
+    candidates: dict[str, Candidate], turns: dict[str, list[dict[str, Any]]], steps: int
 ) -> dict[str, Any]:
     """Figures of every candidate; its ratios are those of speeds to the base's."""
     found = {}
-    for name, side in sides.items():
+    for name, side in candidates.items():
         size = side.sizes
         positions = size["rows"] * (size["inputs"] + size["targets"]) * steps
         base = BASE["rows"] * (BASE["inputs"] + BASE["targets"]) * steps
@@ -202,17 +174,19 @@ def main() -> None:
     pythons = dict.fromkeys(["base", *options.only], sys.executable)
     if options.other:
         pythons[OTHER] = options.other
-    sides = {name: Side(name, at, options.steps) for name, at in pythons.items()}
-    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+    candidates = {
+        name: Candidate(name, at, options.steps) for name, at in pythons.items()
+    }
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in candidates}
     rates = []
-    for side in sides.values():
-        side.turn()
+    for side in candidates.values():
+        side.ask("steps")
     for _ in range(options.rounds):
-        rates.append(sides["base"].turn("matrix")["rate"])
-        for name, side in sides.items():
-            turns[name].append(side.turn())
-    found = summarize(sides, turns, options.steps)
-    for side in sides.values():
+        rates.append(candidates["base"].ask("matrix")["rate"])
+        for name, side in candidates.items():
+            turns[name].append(side.ask("steps"))
+    found = summarize(candidates, turns, options.steps)
+    for side in candidates.values():
         side.stop()
     rate = statistics.median(rates)
     for figures in found.values():

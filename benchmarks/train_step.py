@@ -23,81 +23,60 @@ little there. torch, transformers and peft are needed: pip install -e ".[parity]
 """
 
 import argparse
+import functools
 import json
-import os
 import pathlib
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 from typing import Any
 
 import load
+from sides import HUGE_PAGES, Side
 from train_step_sides import LEARNING_RATE, Example
 
 UNSAID = ("output", "python")
 # How far apart loss and gradient may lie, as a share of their size.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15}
-# What asks glibc, from 2.35, for pages of 2 MiB where Linux gives them to those who ask.
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 class Process:
-    """A side as the parent sees it."""
+    """A side as the parent sees it; ``alone`` starts it anew for each turn."""
 
     def __init__(
         self, name: str, folder: pathlib.Path, python: str, huge: bool, alone: bool
     ):
         script = pathlib.Path(__file__).with_name("train_step_sides.py")
-        self._environ = {**os.environ, **(HUGE_PAGES if huge else {})}
-        self._command = [python, str(script), name, str(folder)]
+        self._start = functools.partial(
+            Side,
+            [python, str(script), name, str(folder)],
+            {
+                **(HUGE_PAGES if huge else {}),
+                "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+                "TOKENIZERS_PARALLELISM": "false",
+            },
+        )
         self._alone = alone
-        self._process: subprocess.Popen | None = None
-        self.started = self._start()
+        self._side: Side | None = self._start()
+        self.started = self._side.started
         if alone:
             self.stop()
 
-    def _start(self) -> dict[str, Any]:
-        environment = {
-            **self._environ,
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        self._process = subprocess.Popen(
-            self._command,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process is not None and self._process.stdout is not None
-        # Libraries print too; an answer is a line of JSON.
-        for line in self._process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
-        raise SystemExit(f"{' '.join(self._command)} ended without an answer")
-
     def turn(self) -> dict[str, Any]:
         """All batches once."""
-        if self._process is None:
-            self._start()
-        assert self._process is not None and self._process.stdin is not None
-        self._process.stdin.write("turn\n")
-        self._process.stdin.flush()
-        answer = self._answer()
+        if self._side is None:
+            self._side = self._start()
+        answer = self._side.ask("turn")
         if self._alone:
             self.stop()
         return answer
 
     def stop(self) -> None:
         """Ends the process."""
-        if self._process is not None:
-            self._process.communicate()
-            self._process = None
+        if self._side is not None:
+            self._side.stop()
+            self._side = None
 
 
 def compare(

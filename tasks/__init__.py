@@ -15,9 +15,9 @@
 ====================  ===================================================================
 
 A name without a prefix has the task's usual vocabulary: that of the embedded model for
-``rotten_tomatoes``, `own_files` and `word_problems`, T5's for the tasks that T5 users know. The prefixes
-``t5_``, ``mini_``, ``mt5_`` and ``byt5_`` name the others (see `features`). Registering
-reads neither data nor vocabularies.
+``rotten_tomatoes``, `own_files` and `word_problems`, T5's for the tasks that T5 users
+know. The prefixes ``t5_``, ``mini_``, ``mt5_`` and ``byt5_`` name the others (see
+`features`). Registering reads neither data nor vocabularies.
 """
 
 from prompt_tuning.tasks import (

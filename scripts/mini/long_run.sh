@@ -43,11 +43,11 @@ fi
 exec python -m prompt_tuning pretrain --gin_file="models/${MODEL:-t5_1_1_mini}.gin" \
   --gin.MODEL_DIR="'$folder'" --gin.ARRAYS_DIR="'$1'" \
   --gin.BATCH_SIZE=48 --gin.INPUTS_LENGTH=160 --gin.TARGETS_LENGTH=32 \
-  --gin.SPAN_CORRUPTION_SHARE=0.2 --gin.PREFIX_LM_SHARE="${PREFIXES:-0.1}" \
+  --gin.SPAN_CORRUPTION_SHARE=0.2 --gin.PREFIX_LM_SHARE=0.1 \
   --gin.DISTILLED_SHARE=0.25 --gin.DISTILLATION_WEIGHT=10.0 --gin.START_TABLE=True \
   --gin.TASK_WEIGHTS="$family" --gin.ACTIVATION_DTYPE="'bfloat16'" \
   --gin.LEARNING_RATE=0.015 --gin.WARMUP_STEPS=600 \
   --gin.LEARNING_RATE_FACTORS="'constant * linear_warmup * rsqrt_normalized_decay$decay'" \
   --gin.DECAY_STEPS="$last" --gin.COOLDOWN_STEPS="${4:-1}" --gin.TRAIN_STEPS="$last" \
-  --gin.EVAL_PERIOD="${EVERY:-1000}" --gin.CHECKPOINT_PERIOD=200 \
+  --gin.EVAL_PERIOD=1000 --gin.CHECKPOINT_PERIOD=200 \
   --gin.ALLOW_CHANGES="$changes"

@@ -155,24 +155,16 @@ def assemble(parts, sentences, processor, path):
     return len(found)
 
 
-def probe(weights, tokenizer, folder):
-    """Test accuracy of logistic regression on the vectors of each task in a folder."""
-    found = {}
-    for path in sorted(folder.glob("*.jsonl")):
-        lines = path.read_text("utf-8").splitlines()
-        parts = {"train": [], "test": []}
-        for row in map(json.loads, lines):
-            parts[row["split"]].append(row)
-        (x, x_labels), (y, y_labels) = (
-            (
-                # Squares of halves would leave their range.
-                np.float32(vectors(weights, tokenizer, [row["text"] for row in rows])),
-                np.array([row["label"] for row in rows]),
-            )
-            for rows in parts.values()
+def probe(weights, tokenizer, tasks):
+    """Test accuracy of logistic regression on the vectors of each ProbeTask, by name."""
+    # Squares of halves would leave their range.
+    read = lambda part: np.float32(vectors(weights, tokenizer, part.texts))
+    return {
+        task.name: probing.linear_accuracy(
+            read(task.train), task.train.labels, read(task.test), task.test.labels
         )
-        found[path.stem] = probing.linear_accuracy(x, x_labels, y, y_labels)
-    return found
+        for task in tasks
+    }
 
 
 def _read_package(path):
@@ -212,7 +204,8 @@ def main(arguments=None):
     sentences = (options.arrays / "sentences.txt").read_text("utf-8").splitlines()
     on_device = jax.device_put(weights)
     if options.probed:
-        found = probe(on_device, tokenizer, options.arrays / "probe")
+        folder, vocabulary = options.arrays / "probe", options.arrays / "spiece.model"
+        found = probe(on_device, tokenizer, probing.load(folder, vocabulary))
         options.probed.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
     if not options.parts:
         return 0
