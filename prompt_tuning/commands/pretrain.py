@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
 from prompt_tuning import files, report, trees
 from prompt_tuning.checkpoints import base_models, model_file
-from prompt_tuning.errors import UserError
 from prompt_tuning.network.model import Model
 from prompt_tuning.network.transformer import T5Config, Transformer
 from prompt_tuning.runs import identity
@@ -79,7 +77,7 @@ def pretrain(
         ``sentences.npz`` (see `distillation`); what is left is labelled.
       distillation_weight: see `DistilledModel`.
       start_table: start the embedding table from the word vectors of ``table.npy``,
-        reduced to the model's width.
+        reduced to the model's width, and the output layer, too, if it is its own.
       eval_period: see `Schedule`.
       checkpoint_period: see `Schedule`.
       initial_checkpoint_path: a model to go on from; None starts from random weights.
@@ -120,7 +118,8 @@ def pretrain(
     if initial_checkpoint_path is None:
         params = model.init(jax.random.key(seed))
         if start_table:
-            _start_table(params, pathlib.Path(arrays_dir) / "table.npy")
+            table = pathlib.Path(arrays_dir) / "table.npy"
+            params = distillation.start_from(table, params)
     else:
         params = base_models.load(
             config, initial_checkpoint_path, frozen_dtype="float32"
@@ -190,18 +189,6 @@ def pretrain(
     files.write_json(folder / report.RESULTS_FILE, results)
     report.say(f"wrote {folder / MODEL_FOLDER}")
     return results
-
-
-def _start_table(params: Params, path: pathlib.Path) -> None:
-    """Puts word vectors over the first rows of the table; the others stay random."""
-    if not path.exists():
-        raise UserError(f"{path} is missing; START_TABLE takes word vectors from it")
-    embedder = params["token_embedder"]
-    size, width = embedder["embedding"].shape
-    rows = distillation.reduced_table(np.load(path), width)
-    if len(rows) > size:
-        raise UserError(f"{path} has {len(rows)} rows, the model's table {size}")
-    embedder["embedding"] = embedder["embedding"].at[: len(rows)].set(rows)
 
 
 def _evaluation(

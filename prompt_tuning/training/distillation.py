@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prompt_tuning import trees
 from prompt_tuning.errors import UserError
 from prompt_tuning.network.model import Model
 from prompt_tuning.types import Array, Batch, Params
@@ -23,6 +24,7 @@ from prompt_tuning.types import Array, Batch, Params
 MAP = "distillation"
 # The feature that brings the teacher's vectors: [B, M, D], 0 where a row has fewer.
 VECTORS = "teacher_vectors"
+_TABLE, _OUTPUT = "token_embedder/embedding", "decoder/logits_dense/kernel"
 # Every so many sentences one is held out.
 HELD_OUT_PERIOD = 64
 
@@ -150,3 +152,30 @@ def reduced_table(table: np.ndarray, emb_dim: int) -> np.ndarray:
     _, axes = np.linalg.eigh(centred.T @ centred)
     reduced = centred @ axes[:, ::-1][:, :emb_dim]
     return (reduced / np.sqrt(np.mean(reduced**2))).astype(np.float32)
+
+
+def start_from(path: pathlib.Path, params: Params) -> Params:
+    """The parameters with word vectors in the table and in an output layer of its own.
+
+    Rows behind the vectors' stay what they are. With both alike, a token is likely where
+    the decoder's state is like it, so that to repeat one has not to be learned.
+
+    Args:
+      path: word vectors [N, D], as `scripts/mini/teacher.py` writes them.
+      params: of a network.
+
+    Raises:
+      UserError: the file is missing, or has more rows than the table or too few columns.
+    """
+    if not path.exists():
+        raise UserError(f"{path} is missing; START_TABLE takes word vectors from it")
+    flat = trees.flatten(params)
+    size, width = flat[_TABLE].shape
+    rows = reduced_table(np.load(path), width)
+    if len(rows) > size:
+        raise UserError(f"{path} has {len(rows)} rows, the model's table {size}")
+    flat[_TABLE] = flat[_TABLE].at[: len(rows)].set(rows)
+    if _OUTPUT in flat:
+        columns = rows.T / width**0.5
+        flat[_OUTPUT] = flat[_OUTPUT].at[:, : len(rows)].set(columns)
+    return trees.unflatten(flat)

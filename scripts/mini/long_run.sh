@@ -7,16 +7,20 @@
 #   long_run.sh ARRAYS TEACHER.whl RUN N MODEL  copies the newest checkpoint of RUN to
 #                                               MODEL and cools it down in N more steps
 #
-# t5_1_1_mini unless the variable $MODEL names another file of models/.
+# t5_1_1_mini unless the variable $MODEL names another file of models/. $PREFIXES is the share
+# of rows of prefix language modelling, 0.1 unless it is set; 0.3 less it are rows of span
+# corruption. With 0 for the run and 0.3 for its cool-down, the cool-down is LM adaptation.
 set -eu
 if [ $# -ne 3 ] && [ $# -ne 5 ]; then
-  sed -n '3,11s/^# \{0,1\}//p' "$0" >&2
+  sed -n '3,13s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 . "$(dirname "$0")/mixtures.sh"
 # Vectors of 24 times 4,096 sentences; those that are there already are kept.
 [ -f "$1/sentences.npz" ] ||
   python "$(dirname "$0")/teacher.py" --arrays "$1" --package "$2" --parts 24
+prefixes=${PREFIXES:-0.1}
+spans=$(awk "BEGIN {print 0.3 - $prefixes}")
 folder=$3
 last=54000  # of 9,216 positions each: 500 million
 decay=
@@ -43,7 +47,7 @@ fi
 exec python -m prompt_tuning pretrain --gin_file="models/${MODEL:-t5_1_1_mini}.gin" \
   --gin.MODEL_DIR="'$folder'" --gin.ARRAYS_DIR="'$1'" \
   --gin.BATCH_SIZE=48 --gin.INPUTS_LENGTH=160 --gin.TARGETS_LENGTH=32 \
-  --gin.SPAN_CORRUPTION_SHARE=0.2 --gin.PREFIX_LM_SHARE=0.1 \
+  --gin.SPAN_CORRUPTION_SHARE="$spans" --gin.PREFIX_LM_SHARE="$prefixes" \
   --gin.DISTILLED_SHARE=0.25 --gin.DISTILLATION_WEIGHT=10.0 --gin.START_TABLE=True \
   --gin.TASK_WEIGHTS="$family" --gin.ACTIVATION_DTYPE="'bfloat16'" \
   --gin.LEARNING_RATE=0.015 --gin.WARMUP_STEPS=600 \

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distillation: vectors stay with their sentences, and the loss sees their direction."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prompt_tuning import trees
 from prompt_tuning.data import span_corruption
 from prompt_tuning.errors import UserError
+from prompt_tuning.network.model import Model
+from prompt_tuning.network.transformer import T5Config, Transformer
 from prompt_tuning.training import distillation, pretraining
 
 
@@ -92,3 +96,37 @@ def test_reduced_table_keeps_what_lies_in_few_dimensions():
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
     with pytest.raises(UserError, match="cannot start"):
         distillation.reduced_table(flat, 9)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_word_vectors_start_table_and_output_alike(tmp_path, tied):
+    config = T5Config(
+        vocab_size=20,
+        emb_dim=4,
+        num_heads=1,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        head_dim=4,
+        mlp_dim=8,
+        logits_via_embedding=tied,
+    )
+    params = Model(Transformer(config)).init(jax.random.key(0))
+    path = tmp_path / "table.npy"
+    with pytest.raises(UserError, match="is missing"):
+        distillation.start_from(path, params)
+    np.save(path, np.random.default_rng(0).normal(size=(15, 6)))
+    before, after = trees.flatten(params), distillation.start_from(path, params)
+    changed = trees.flatten(after)
+    table = changed.pop("token_embedder/embedding")
+    np.testing.assert_array_equal(table[15:], before["token_embedder/embedding"][15:])
+    np.testing.assert_allclose(np.mean(table[:15] ** 2), 1.0, rtol=1e-5)
+    if not tied:
+        name = "decoder/logits_dense/kernel"
+        kernel = changed.pop(name)
+        np.testing.assert_allclose(kernel[:, :15], table[:15].T / 2, rtol=1e-6)
+        np.testing.assert_array_equal(kernel[:, 15:], before[name][:, 15:])
+    for name, leaf in changed.items():
+        np.testing.assert_array_equal(leaf, before[name])
+    np.save(path, np.random.default_rng(0).normal(size=(21, 6)))
+    with pytest.raises(UserError, match="21 rows"):
+        distillation.start_from(path, params)
