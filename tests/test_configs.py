@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning import cli, config, trees
-from prompt_tuning.checkpoints import model_file
+from prompt_tuning.checkpoints import base_models, formats, model_file
 from prompt_tuning.command_line import configuration, gin_files, table
 from prompt_tuning.commands import demo
 from prompt_tuning.methods import registry
@@ -429,3 +429,20 @@ def test_no_file_includes_another():
 def test_the_demo_has_the_sizes_of_the_embedded_model():
     config.parse(configuration.parse(["models/t5_1_1_mini.gin"], []))
     assert config.configurable("T5Config")() == demo.CONFIG
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.name for path in base_models.ASSETS.iterdir())
+)
+def test_every_embedded_model_has_its_sizes_vocabulary_and_card(name):
+    # One with LM adaptation has the file of the one without.
+    file = f"models/{name.replace('_lm_', '_')}.gin"
+    config.parse(configuration.parse([file], []))
+    sizes = config.configurable("T5Config")()
+    source = base_models.open_checkpoint(f"embedded:{name}")
+    assert (
+        dataclasses.replace(formats.architecture(source), unroll=sizes.unroll) == sizes
+    )
+    assert formats.needed_vocabulary(source.path).name == "mini"
+    card = (base_models.ASSETS / name / "README.md").read_text("utf-8")
+    assert card.startswith(f"# {name}\n") and "## Commands" in card

@@ -95,10 +95,16 @@ def test_a_card_says_what_the_records_say(script):
         "| rotten_tomatoes | `{text} It was` | 0.625 |",
         "# stopped at step 90",
         "export MODEL=tiny",
+        "sh scripts/mini/long_run.sh arrays $TEACHER runs/long 10 runs/model",
     ):
         assert line in text.splitlines()
     assert "768,000 positions" in text and "4,096 sentences" in text
     assert "logits_via_embedding" not in text and "began as" not in text
+    change = {"step": 90, "value": "prefix_lm", "was": 0.0, "now": 0.1}
+    record["changes"].append(change)
+    adapted = script("card").card("a_lm_b", sources, record, records, probed, 1, None)
+    assert "export MODEL=a_b" in adapted and "hand-written" not in adapted
+    assert "PREFIXES=0.0 sh scripts/mini/long_run.sh arrays $TEACHER" in adapted
 
 
 def test_no_sentence_of_a_test_pair_is_in_train_of_any_domain(script):

