@@ -32,7 +32,8 @@ def load(
     Args:
       path: a folder that T5X, transformers or this package wrote, a name of the Hugging
         Face hub such as ``google/t5-v1_1-base``, ``gs://...`` of a T5X checkpoint, or
-        ``embedded:t5_1_1_mini``, the small model inside the package.
+        ``embedded:t5_1_1_mini``, the small model inside the package (its assets hold
+        still smaller ones).
       vocabulary: 't5', 'mt5', 'byt5' or the path of a SentencePiece file, for a
         checkpoint that does not hold its own, as T5X's do not.
       dtype: of the weights: 'float32', 'bfloat16', 'int8', or 'auto', which is bfloat16
