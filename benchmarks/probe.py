@@ -55,7 +55,7 @@ class Recipe:
     length: int = demo.PROMPT_LENGTH
     init: str = "class_labels"
     steps: int = 600
-    label_loss: str | None = None
+    label_loss: str | None = demo.LABEL_LOSS
     method: str = "prompt_tuning"
 
 

@@ -36,9 +36,12 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
         {"factors": "constant * cosine_to_zero"},
     ],
     # The paper's constant rate, and a third of the steps without it.
-    "third": [{"rate": 0.03, "factors": "constant"}, {"steps": 100}],
-    "loss": [{"label_loss": "cross_entropy"}],
-    "length": [{"length": length} for length in (5, 50, 100)],
+    "third": [
+        {"rate": 0.03, "factors": "constant", "label_loss": None},
+        {"steps": 100},
+    ],
+    "loss": [{"label_loss": None}],
+    "length": [{"length": length} for length in (6, 50, 100)],
     "init": [{"init": init} for init in ("sampled_vocab", "random")],
     "steps": [{"steps": 900}],
 }

@@ -178,6 +178,7 @@ RECIPES = {
         "dtypes": ("auto", "auto"),
         "prompt_length": 100,
         "learning_rate": 0.3,
+        "label_loss": None,
     },
     "google_prompt_tuning.gin": {
         "steps": 50_000,
@@ -188,6 +189,7 @@ RECIPES = {
         "dtypes": ("float32", "bfloat16"),
         "prompt_length": 100,
         "learning_rate": 0.3,
+        "label_loss": None,
     },
     "short.gin": {
         "steps": 600,
@@ -199,6 +201,7 @@ RECIPES = {
         "prompt_length": 20,
         # At steps 0, 10, 100 and so on.
         "learning_rate": [1e-8, 0.05, 0.277778, 1e-8, 1e-8, 1e-8],
+        "label_loss": "cross_entropy",
     },
 }
 
@@ -225,6 +228,7 @@ def test_recipes(name):
         "dtypes": (settings.base.frozen_dtype, settings.base.activation_dtype),
         "prompt_length": found["prompt_length"],
         "learning_rate": found["learning_rate"],
+        "label_loss": settings.objective.label_loss,
     }
     assert found["method"] == "prompt_tuning"
     assert found["prompt_init"] == "class_labels"

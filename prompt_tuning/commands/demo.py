@@ -24,7 +24,7 @@ from prompt_tuning.commands import evaluate, train
 from prompt_tuning.network.transformer import T5Config
 from prompt_tuning.runs import baselines, member_specs
 from prompt_tuning.runs.baselines import HandWritten
-from prompt_tuning.runs.settings import Base, Data, Settings, Tuning
+from prompt_tuning.runs.settings import Base, Data, Objective, Settings, Tuning
 from prompt_tuning.training import optimizers
 from prompt_tuning.training.prompt_starts import class_labels_init
 from prompt_tuning.training.schedule import Schedule
@@ -42,7 +42,7 @@ CONFIG = T5Config(
     mlp_dim=512,
     unroll=4,
 )
-PROMPT_LENGTH, STEPS, RATE = 20, 600, 0.3
+PROMPT_LENGTH, STEPS, RATE, LABEL_LOSS = 20, 600, 0.3, "cross_entropy"
 # Model tuning is at its best early; its rate is in units of each matrix.
 MODEL_STEPS, MODEL_RATE = 150, 0.001
 BEST = "hand-written, the best of five on validation"
@@ -215,6 +215,7 @@ def _tune(
         base=Base(config=CONFIG, initial_checkpoint_path=CHECKPOINT),
         data=data,
         tuning=tuning,
+        objective=Objective(label_loss=LABEL_LOSS),
         schedule=schedule,
         batch_size=32,
         seed=seed,
