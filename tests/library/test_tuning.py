@@ -54,7 +54,6 @@ def test_the_prompt_is_that_of_the_command_line(run, train_words, tmp_path):
         MODEL_DIR=tmp_path,
         MIXTURE_OR_TASK_NAME="library_reviews",
         LABEL_SCORES="mean",
-        LABEL_LOSS="cross_entropy",
         LEARNING_RATE_FACTORS=optimizers.DECAYED,
         WARMUP_STEPS=None,
         DECAY_STEPS=SMALL["steps"],
