@@ -21,6 +21,7 @@ from prompt_tuning.library import checks, models, rows
 from prompt_tuning.library.memory_task import MemoryData, MemoryTask
 from prompt_tuning.library.tuned_prompt import TunedPrompt
 from prompt_tuning.methods.method import Method
+from prompt_tuning.network import losses
 from prompt_tuning.runs import identity, rate_trial
 from prompt_tuning.runs import tune as runs
 from prompt_tuning.runs.settings import Base, Objective, Settings, Tuning
@@ -118,7 +119,7 @@ def tune(
     prompts: Sequence[Mapping[str, Any]] | None = None,
     metrics: Sequence[str | Metric] = ("accuracy",),
     label_scores: str = label_sets.SUM,
-    label_loss: str | None = None,
+    label_loss: str | None = losses.CROSS_ENTROPY,
     eval_period: int | None = None,
     patience: int = 0,
     input_length: int | None = None,
@@ -162,9 +163,9 @@ def tune(
         give values by name, the higher the better.
       label_scores: how labels are compared: 'sum', by their likelihood, or 'mean', by
         its mean over a label's tokens, in which long labels do not lose for their length.
-      label_loss: how examples with labels are taught: 'cross_entropy', as
-        `recipes/short.gin` does, or 'perceptron' by comparing all labels of a row; None by
-        the tokens of the right one, as free answers always are.
+      label_loss: how examples with labels are taught: by comparing all labels of a row
+        ('cross_entropy' or 'perceptron'), or None, by the tokens of the right one, which
+        is cheaper with hundreds of labels. Free answers always are taught by their tokens.
       eval_period: steps between evaluations; by default a tenth of ``steps``.
       patience: evaluations without a better metric after which training stops; 0 trains
         to the end.
@@ -178,7 +179,7 @@ def tune(
     Raises:
       UserError: examples or a value are unsound, or do not fit the model.
     """
-    vocabulary = models.vocabulary_of(base)
+    vocabulary, objective = models.vocabulary_of(base), Objective(label_loss=label_loss)
     if isinstance(metrics, str):
         raise UserError(f"metrics={metrics!r} must be a list of names or functions")
     labels = rows.found_labels(train, target_column, labels)
@@ -246,7 +247,7 @@ def tune(
         ),
         data=data,  # pyright: ignore[reportArgumentType]
         tuning=tuning(optimizer=optimizer_at(rates[0])),
-        objective=Objective(label_loss=label_loss if names else None),
+        objective=objective if names else Objective(),
         schedule=schedule,
         batch_size=checks.whole(batch_size, "batch_size"),
         seed=checks.whole(seed, "seed", 0, 2**32 - 1),

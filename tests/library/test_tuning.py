@@ -44,12 +44,17 @@ def run(base, splits):
             learning_rate=0.3,
             init="sampled_vocab",
             label_scores="mean",
+            # The gradient of tokens hardly depends on which rows a batch holds.
+            label_loss=None,
             **SMALL,
         )
 
 
 def test_the_prompt_is_that_of_the_command_line(run, train_words, tmp_path):
-    """Batches hold all examples, so that their order decides nothing."""
+    """Each batch is as many rows as there are, so that their order decides little.
+
+    Seqio shuffles across epochs: some are twice in its batches, and others wait.
+    """
     words = train_words(
         MODEL_DIR=tmp_path,
         MIXTURE_OR_TASK_NAME="library_reviews",
@@ -83,6 +88,21 @@ def test_the_prompt_is_that_of_the_command_line(run, train_words, tmp_path):
     assert member["answers"]["majority_accuracy"] == 50.0
     # Its validation rows are training rows, too.
     assert member["answers"]["tf_idf_accuracy"] == 100.0
+
+
+def test_labels_are_compared_as_by_the_recipe_of_the_command_line(
+    base, splits, tmp_path
+):
+    """The default; free answers have no labels to compare."""
+    short = ROOT / "configs" / "recipes" / "short.gin"
+    (loss,) = re.findall(r"^LABEL_LOSS = '(\w+)'$", short.read_text(), re.MULTILINE)
+    found = {}
+    for name, labels in (("labels", LABELS), ("free", None)):
+        folder, given = tmp_path / name, {**SMALL, "labels": labels}
+        pt.tune(base, splits["train"], learning_rate=0.3, folder=folder, **given)
+        found[name] = files.read_json(folder / "run.json")["run"]["objective"]
+    assert found["labels"]["label_loss"] == loss
+    assert "label_loss" not in found["free"]
 
 
 def test_answers_of_a_saved_prompt_are_those_that_were_measured(
@@ -240,6 +260,8 @@ def test_every_method_saves_loads_and_answers_in_the_same_way(base, splits, tmp_
         ({"learning_rate": 0}, "learning_rate=0 must be a number above 0"),
         ({"learning_rate": []}, "must list different rates"),
         ({"label_scores": "max"}, "label_scores='max' must be 'sum'"),
+        ({"label_loss": "max"}, "LABEL_LOSS='max' must be None or one of"),
+        ({"label_loss": "max", "labels": None}, "LABEL_LOSS='max' must be None"),
         ({"validation": None, "patience": 2}, "waits for evaluations"),
         ({"metrics": ["bleu"]}, "metric bleu compares free texts"),
         ({"metrics": "accuracy"}, "metrics='accuracy' must be a list"),
