@@ -21,6 +21,7 @@ from typing import Any
 
 import environment
 import numpy as np
+from tail_average import ending_at_the_average
 
 from prompt_tuning import report
 from prompt_tuning.checkpoints import base_models, model_file
@@ -47,6 +48,7 @@ class Recipe:
       init: a name of `prompt_starts.named`.
       steps: of 32 rows.
       label_loss: see `Model`; None teaches target tokens.
+      averaged: share of the steps whose prompts the last one is the mean of.
       method: 'model_tuning' takes the demo's rate, and neither rate nor prompt of this.
     """
 
@@ -56,6 +58,7 @@ class Recipe:
     init: str = "class_labels"
     steps: int = 600
     label_loss: str | None = demo.LABEL_LOSS
+    averaged: float = 0.0
     method: str = "prompt_tuning"
 
 
@@ -143,13 +146,16 @@ def tune(
             ),
         )
     else:
+        optimizer = optimizers.decayed(
+            recipe.rate * opened.table_rms, recipe.steps, recipe.factors
+        )
+        if recipe.averaged:
+            optimizer = ending_at_the_average(optimizer, recipe.steps, recipe.averaged)
         tuning = Tuning(
             method=recipe.method,
             prompt_length=recipe.length,
             prompt_init=prompt_starts.named(recipe.init, task.labels),
-            optimizer=optimizers.decayed(
-                recipe.rate * opened.table_rms, recipe.steps, recipe.factors
-            ),
+            optimizer=optimizer,
         )
     longest = max(len(ids) for ids in [*task.train.ids, *task.test.ids])
     settings = Settings(

@@ -43,7 +43,12 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
     "loss": [{"label_loss": None}],
     "length": [{"length": length} for length in (6, 50, 100)],
     "init": [{"init": init} for init in ("sampled_vocab", "random")],
-    "steps": [{"steps": 900}],
+    "steps": [{"steps": steps} for steps in (300, 900)],
+    "average": [
+        {"averaged": 0.3},
+        {"averaged": 0.3, "factors": "constant * linear_warmup"},
+        {"factors": "constant * linear_warmup"},
+    ],
 }
 HELD_OUT_PERIOD = 4
 
