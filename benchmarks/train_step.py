@@ -193,7 +193,9 @@ def make_weights(size: str, folder: pathlib.Path) -> None:
 def made_examples(options: argparse.Namespace) -> list[Example]:
     """Rows of one length."""
     draw = random.Random(0)
-    ids = lambda count: [draw.randrange(3, 32000) for _ in range(count)]
+    # Those of T5's sentinels, the last ones, stand in no text.
+    last = load.t5_config(options.size).vocab_size - 128
+    ids = lambda count: [draw.randrange(3, last) for _ in range(count)]
     return [
         {"inputs": ids(options.inputs), "targets": ids(options.targets)}
         for _ in range(options.examples)
