@@ -7,9 +7,9 @@ FOLDER holds NAME.jsonl as `scripts/mini/probe_tasks.py` writes them. For each t
 test accuracy of the majority, of TF-IDF, of logistic regression on mean embeddings and
 on mean encoder states (see `probing`), and, unless --steps is 0, of prompts of 20 tuned
 for so many steps by `recipes/short.gin`; with --model_steps also of the model tuned for
-so many steps as in the demo, and with --few of both on so many rows for a third of the
-steps. Nothing is chosen by any row: what is measured is the last step. --model and
---sizes name another model than the embedded one.
+so many steps as in the demo, and with --few of all but the majority on so many rows,
+of prompt and model for a third of the steps. Nothing is chosen by any row: what is
+measured is the last step. --model and --sizes name another model than the embedded one.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from prompt_tuning.runs import baselines
 from prompt_tuning.runs.settings import Base, Data, Objective, Settings, Tuning
 from prompt_tuning.training import optimizers, probing, prompt_starts
 from prompt_tuning.training.schedule import Schedule
+from prompt_tuning.types import Params
 
 TARGETS_LENGTH = 8
 
@@ -207,6 +208,17 @@ def few(task: probing.ProbeTask, rows: int) -> probing.ProbeTask:
     return dataclasses.replace(task, train=train_part)
 
 
+def linear(
+    task: probing.ProbeTask, encoder: probing.Encoder, params: Params
+) -> dict[str, float]:
+    """Accuracy of logistic regression on TF-IDF, mean embeddings and mean states."""
+    learned, test = task.train, task.test
+    right = baselines.tf_idf(
+        learned.texts, learned.labels.tolist(), test.texts, test.labels.tolist()
+    )
+    return {"tf_idf": float(right.mean()), **probing.probe(encoder, params, task)}
+
+
 def main() -> None:
     """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -235,16 +247,16 @@ def main() -> None:
             "majority": float(
                 baselines.majority(learned.labels.tolist(), test.labels.tolist()).mean()
             ),
-            "tf_idf": float(
-                baselines.tf_idf(
-                    learned.texts,
-                    learned.labels.tolist(),
-                    test.texts,
-                    test.labels.tolist(),
-                ).mean()
-            ),
-            **probing.probe(encoder, opened.loaded.params, task),
+            **linear(task, encoder, opened.loaded.params),
         }
+        if options.few:
+            fewer = few(task, options.few)
+            found |= {
+                f"{name}_of_{options.few}": accuracy
+                for name, accuracy in linear(
+                    fewer, encoder, opened.loaded.params
+                ).items()
+            }
         for name, each in recipes.items():
             found[f"{name}_by_seed"] = by_seed(task, opened, each, options.seeds)
             if options.few:
