@@ -110,7 +110,7 @@ WORD_PROBLEMS = Task(
             ("plus the second", "minus the second", "times it", "divided by it"),
         ),
     ),
-    example="Tom has 3 apples and buys 4 more. How many has he?",
+    example="There were 7 birds in a tree and 5 more came. How many are there now?",
 )
 TASKS = (ROTTEN_TOMATOES, WORD_PROBLEMS)
 
