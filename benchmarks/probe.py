@@ -249,20 +249,16 @@ def main() -> None:
             ),
             **linear(task, encoder, opened.loaded.params),
         }
-        if options.few:
-            fewer = few(task, options.few)
-            found |= {
-                f"{name}_of_{options.few}": accuracy
-                for name, accuracy in linear(
-                    fewer, encoder, opened.loaded.params
-                ).items()
-            }
+        fewer = few(task, options.few) if options.few else None
+        if fewer is not None:
+            readers = linear(fewer, encoder, opened.loaded.params)
+            found |= {f"{name}_of_{options.few}": readers[name] for name in readers}
         for name, each in recipes.items():
             found[f"{name}_by_seed"] = by_seed(task, opened, each, options.seeds)
-            if options.few:
+            if fewer is not None:
                 third = dataclasses.replace(each, steps=each.steps // 3)
                 found[f"{name}_of_{options.few}_by_seed"] = by_seed(
-                    few(task, options.few), opened, third, options.seeds
+                    fewer, opened, third, options.seeds
                 )
         report.say(f"{task.name}: {found}")
     results = {

@@ -21,6 +21,7 @@ import rich.table
 from prompt_tuning import files, plots, report
 from prompt_tuning.checkpoints import base_models, formats, prompt_file
 from prompt_tuning.commands import evaluate, train
+from prompt_tuning.network import losses
 from prompt_tuning.network.transformer import T5Config
 from prompt_tuning.runs import baselines, member_specs
 from prompt_tuning.runs.baselines import HandWritten
@@ -42,7 +43,7 @@ CONFIG = T5Config(
     mlp_dim=512,
     unroll=4,
 )
-PROMPT_LENGTH, STEPS, RATE, LABEL_LOSS = 20, 600, 0.3, "cross_entropy"
+PROMPT_LENGTH, STEPS, RATE, LABEL_LOSS = 20, 600, 0.3, losses.CROSS_ENTROPY
 # Model tuning is at its best early; its rate is in units of each matrix.
 MODEL_STEPS, MODEL_RATE = 150, 0.001
 BEST = "hand-written, the best of five on validation"

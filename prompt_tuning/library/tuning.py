@@ -179,7 +179,8 @@ def tune(
     Raises:
       UserError: examples or a value are unsound, or do not fit the model.
     """
-    vocabulary, objective = models.vocabulary_of(base), Objective(label_loss=label_loss)
+    vocabulary = models.vocabulary_of(base)
+    objective = Objective(label_loss=label_loss)
     if isinstance(metrics, str):
         raise UserError(f"metrics={metrics!r} must be a list of names or functions")
     labels = rows.found_labels(train, target_column, labels)
