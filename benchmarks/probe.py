@@ -47,7 +47,8 @@ class Recipe:
       factors: of its schedule; warm-up takes a tenth of the steps.
       length: positions of the prompt.
       init: a name of `prompt_starts.named`.
-      steps: of 32 rows.
+      steps: of so many rows as ``batch_size`` says.
+      batch_size: rows of a step.
       label_loss: see `Model`; None teaches target tokens.
       averaged: share of the steps whose prompts the last one is the mean of.
       method: 'model_tuning' takes the demo's rate, and neither rate nor prompt of this.
@@ -58,6 +59,7 @@ class Recipe:
     length: int = demo.PROMPT_LENGTH
     init: str = "class_labels"
     steps: int = 600
+    batch_size: int = 32
     label_loss: str | None = demo.LABEL_LOSS
     averaged: float = 0.0
     method: str = "prompt_tuning"
@@ -169,6 +171,7 @@ def tune(
         tuning=tuning,
         objective=Objective(label_loss=recipe.label_loss),
         schedule=Schedule(recipe.steps, recipe.steps // evaluations, 0),
+        batch_size=recipe.batch_size,
         seed=seed,
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -44,6 +44,12 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
     "length": [{"length": length} for length in (6, 50, 100)],
     "init": [{"init": init} for init in ("sampled_vocab", "random")],
     "steps": [{"steps": steps} for steps in (300, 900)],
+    # Half and a quarter of the work, and all of it in smaller steps.
+    "batch": [
+        {"batch_size": 16},
+        {"batch_size": 8},
+        {"batch_size": 16, "steps": 1200},
+    ],
     "average": [
         {"averaged": 0.3},
         {"averaged": 0.3, "factors": "constant * linear_warmup"},

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a caller of `tune` may give: each value checked, or refused in one line."""
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prompt_tuning.errors import UserError
@@ -20,6 +22,38 @@ OWN_VALUES = (
     "prompt_init",
     "placement",
 )
+
+# Arguments of `tune` by what the command line calls them.
+_ARGUMENTS = {
+    "ALLOW_CHANGES": "allow_changes",
+    "CLASS_LABELS": "labels",
+    "EARLY_STOPPING_PATIENCE": "patience",
+    "LABEL_LOSS": "label_loss",
+    "LABEL_NAMES": "labels",
+    "LEARNING_RATE": "learning_rate",
+    "MODEL_DIR": "folder",
+    "PROMPTS": "prompts",
+    "PROMPT_INIT": "init",
+    "PROMPT_LENGTH": "length",
+}
+
+
+@contextlib.contextmanager
+def in_argument_names() -> Iterator[None]:
+    """Has errors of the run, which knows the command line's names, name arguments.
+
+    >>> with in_argument_names():
+    ...     raise UserError("choose another MODEL_DIR")
+    Traceback (most recent call last):
+        ...
+    prompt_tuning.errors.UserError: choose another folder
+    """
+    try:
+        yield
+    except UserError as error:
+        named = re.compile(rf"\b({'|'.join(_ARGUMENTS)})\b")
+        error.args = (named.sub(lambda found: _ARGUMENTS[found[0]], str(error)),)
+        raise
 
 
 def rates(given: Any, usual: tuple[float, ...]) -> tuple[float, ...]:

@@ -98,6 +98,7 @@ class Run:
         return f"Run({', '.join(map(repr, self.prompts.values()))})"
 
 
+@checks.in_argument_names()
 def tune(
     base: BaseModel,
     train: Any,

@@ -144,7 +144,10 @@ def test_several_prompts_a_trial_of_rates_and_a_second_call(
     again = tune()
     for name, prompt in found.prompts.items():
         np.testing.assert_array_equal(again.prompts[name].array, prompt.array)
-    with pytest.raises(pt.UserError, match=r"another run.*batch_size"):
+    with pytest.raises(
+        pt.UserError,
+        match=r"another run.*batch_size.*another folder, or set allow_changes=True",
+    ):
         tune(batch_size=16, learning_rate=0.3)
     predict = pt.Predictor(base, list(found.prompts.values()), combine="mean")
     (answer,) = predict(["a fine film"])
@@ -260,9 +263,9 @@ def test_every_method_saves_loads_and_answers_in_the_same_way(base, splits, tmp_
         ({"learning_rate": 0}, "learning_rate=0 must be a number above 0"),
         ({"learning_rate": []}, "must list different rates"),
         ({"label_scores": "max"}, "label_scores='max' must be 'sum'"),
-        ({"label_loss": "max"}, "LABEL_LOSS='max' must be None or one of"),
-        ({"label_loss": "max", "labels": None}, "LABEL_LOSS='max' must be None"),
-        ({"validation": None, "patience": 2}, "waits for evaluations"),
+        ({"label_loss": "max"}, "^label_loss='max' must be None or one of"),
+        ({"label_loss": "max", "labels": None}, "^label_loss='max' must be None"),
+        ({"validation": None, "patience": 2}, "^patience=2 waits for evaluations"),
         ({"metrics": ["bleu"]}, "metric bleu compares free texts"),
         ({"metrics": "accuracy"}, "metrics='accuracy' must be a list"),
         ({"name": ""}, "name='' must be a word"),
