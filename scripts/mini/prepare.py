@@ -26,9 +26,15 @@ import sentencepiece
 import zstandard
 from check_leaks import EOS
 from labelled import SEED, is_held_out, plain_style, read_rows, render
+from labelled_arrays import flatten, write_labelled
 from leaks import LeakIndex
 from probe_tasks import read_probe_tasks, write_probe_tasks
-from sentences import choose_sentences, write_sentences
+from sentences import (
+    choose_sentences,
+    film_sentences,
+    write_film_sentences,
+    write_sentences,
+)
 from sources import (
     ORIGINS,
     TEXT_ORIGINS,
@@ -38,8 +44,6 @@ from sources import (
 )
 
 PIECES = 8092
-MAXIMUM_INPUTS = 160
-MAXIMUM_TARGETS = 32
 PARAGRAPHS_OF_RUN = 16
 CHARACTERS_OF_RUN = 8000
 LONGEST_PARAGRAPH = 4000
@@ -207,15 +211,6 @@ def train_vocabulary(runs, examples, path, pieces=PIECES):
     path.write_bytes(model.getvalue())
 
 
-def _flatten(lists):
-    offsets = np.zeros(len(lists) + 1, np.int64)
-    np.cumsum([len(item) for item in lists], out=offsets[1:])
-    flat = np.empty(offsets[-1], np.uint16)
-    for begin, item in zip(offsets[:-1], lists, strict=True):
-        flat[begin : begin + len(item)] = item
-    return flat, offsets
-
-
 def write_text(processor, runs, path):
     """Tokenises runs, each paragraph followed by EOS.
 
@@ -237,47 +232,9 @@ def write_text(processor, runs, path):
         for (name, _), item in zip(batch, ids, strict=True):
             tokens[name] += len(item) + 1
             item.append(EOS)
-        parts.append(_flatten(ids)[0])
+        parts.append(flatten(ids)[0])
     np.save(path, np.concatenate(parts))
     return tokens
-
-
-def write_labelled(processor, examples, path):
-    """Tokenises rendered examples; those that are too long are left out.
-
-    Args:
-      processor: The SentencePieceProcessor.
-      examples: A list of Example.
-      path: The .npz file to write.
-
-    Returns:
-      A dict from task to counts: examples, too long, input and target tokens.
-    """
-    inputs = processor.encode([item.inputs for item in examples], num_threads=2)
-    targets = processor.encode([item.targets for item in examples], num_threads=2)
-    names = sorted({item.task for item in examples})
-    kept, counts = [], {name: collections.Counter() for name in names}
-    for example, first, second in zip(examples, inputs, targets, strict=True):
-        count = counts[example.task]
-        if len(first) >= MAXIMUM_INPUTS or len(second) >= MAXIMUM_TARGETS:
-            count["too_long"] += 1
-            continue
-        count["examples"] += 1
-        count["input_tokens"] += len(first) + 1
-        count["target_tokens"] += len(second) + 1
-        kept.append((names.index(example.task), [*first, EOS], [*second, EOS]))
-    flat_inputs, input_offsets = _flatten([item[1] for item in kept])
-    flat_targets, target_offsets = _flatten([item[2] for item in kept])
-    np.savez(
-        path,
-        inputs=flat_inputs,
-        input_offsets=input_offsets,
-        targets=flat_targets,
-        target_offsets=target_offsets,
-        task=np.array([item[0] for item in kept], np.uint8),
-        task_names=np.array(names),
-    )
-    return {name: dict(count) for name, count in counts.items()}
 
 
 def _drop_leaks(rows, leaks):
@@ -368,6 +325,10 @@ def main(arguments=None):
     hits = {at for at, _ in leaks.find(sentences)}
     kept = [text for at, text in enumerate(sentences) if at not in hits]
     write_sentences(kept, options.output / "sentences.txt")
+    pairs = film_sentences(options.packages)
+    hits = {at for at, _ in leaks.find([text for text, _ in pairs])}
+    kept = [pair for at, pair in enumerate(pairs) if at not in hits]
+    write_film_sentences(kept, options.output / "film_sentences.jsonl")
     parts = {
         held_out: [item for item in examples if item.held_out == held_out]
         for held_out in (False, True)

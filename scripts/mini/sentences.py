@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chooses the texts whose sentence vectors a teacher computes."""
 
+import json
 import random
 
 from labelled import PLAIN_STYLE_SHARE, SEED, is_held_out, plain_style, split_sentences
+from sources import read_movie_reviews
 
 SHORTEST, LONGEST = 4, 45
 COUNT = 400_000
@@ -45,6 +47,33 @@ def choose_sentences(runs, rows):
         plain_style(text) if generator.random() < PLAIN_STYLE_SHARE else text
         for text in chosen
     ]
+
+
+def film_sentences(packages):
+    """Cuts film reviews into sentences; those of held-out reviews are left out.
+
+    Args:
+      packages: The folder of archives.
+
+    Returns:
+      A list of (sentence, label of its review) in random order, no sentence twice.
+    """
+    found = {
+        " ".join(sentence.split()): label
+        for review, label, source in read_movie_reviews(packages)
+        if source == "imdb" and not is_held_out(review)
+        for sentence in split_sentences(review)
+        if SHORTEST <= len(sentence.split()) <= LONGEST
+    }
+    pairs = sorted(found.items())
+    random.Random(SEED).shuffle(pairs)
+    return pairs
+
+
+def write_film_sentences(pairs, path):
+    """Writes one sentence a line, as JSON with the label of its review."""
+    lines = [json.dumps({"text": text, "label": label}) + "\n" for text, label in pairs]
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def write_sentences(sentences, path):

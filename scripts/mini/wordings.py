@@ -248,6 +248,7 @@ _TOPIC = (
 
 WORDINGS = {
     "imdb": _SENTIMENT,
+    "film_sentences": _SENTIMENT,
     "vader_tweets": _SENTIMENT,
     "vader_amazon": _SENTIMENT,
     "vader_nyt": _SENTIMENT,
@@ -273,6 +274,7 @@ WORDINGS = {
 # bring. A film review already gives many excerpts, one wording for each.
 REPEATS = {
     "imdb": 1,
+    "film_sentences": 1,
     "vader_tweets": 5,
     "vader_amazon": 4,
     "vader_nyt": 4,
@@ -293,5 +295,10 @@ REPEATS = {
     "copa": 8,
     "prompted": 1,
 }
-CAPS = {"imdb": 300_000, "opinion_words": 60_000, "prompted": 60_000}
+CAPS = {
+    "imdb": 300_000,
+    "film_sentences": 300_000,
+    "opinion_words": 60_000,
+    "prompted": 60_000,
+}
 DEFAULT_CAP = 40_000
