@@ -53,12 +53,19 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     },
     "bfloat16": {"dtype": "bfloat16"},
     "huge pages": {},
+    "memory kept": {},
+    "memory kept, huge pages": {},
     "table as output layer": {"logits_via_embedding": True},
     "vocabulary of 4,096": {"vocab_size": 4096},
     "64 rows of 96 + 24": {"rows": 64, "inputs": 96, "targets": 24},
     "16 rows of 384 + 96": {"rows": 16, "inputs": 384, "targets": 96},
     "64 rows of 192 + 48": {"rows": 64},
     "layers in a loop": {"unroll": 1},
+}
+ENVIRONMENTS = {
+    "huge pages": sides.HUGE_PAGES,
+    "memory kept": sides.KEPT_MEMORY,
+    "memory kept, huge pages": sides.KEPT_MEMORY | sides.HUGE_PAGES,
 }
 OTHER = "other jax"
 
@@ -123,10 +130,7 @@ class Candidate(sides.Side):
     def __init__(self, name: str, python: str, steps: int):
         self.sizes = BASE | CANDIDATES.get(name, {})
         words = ["--side", json.dumps(self.sizes), "--steps", str(steps)]
-        super().__init__(
-            [python, __file__, *words],
-            sides.HUGE_PAGES if name == "huge pages" else {},
-        )
+        super().__init__([python, __file__, *words], ENVIRONMENTS.get(name, {}))
 
 
 def summarize(

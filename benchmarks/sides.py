@@ -13,6 +13,13 @@ from typing import Any
 
 # What asks glibc, from 2.35, for pages of 2 MiB where Linux gives them to those who ask.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+# What has glibc keep what a program frees. XLA asks for a step's room in one piece and frees
+# it at the end; given back to Linux, it comes anew page by page, each cleared first.
+KEPT_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+}
 
 
 class Side:

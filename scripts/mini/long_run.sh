@@ -46,6 +46,8 @@ if [ $# -eq 5 ]; then
   decay=' * linear_cooldown'
   changes=True
 fi
+# glibc then keeps the room of a step, which it would fetch anew, page by page, for the next.
+export MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
 # 48 rows of 160 + 32 tokens are 9,216 positions a step. The rate falls with the root of
 # the step, which needs no end; a cool-down of a tenth of the steps makes the model.
 exec python -m prompt_tuning pretrain --gin_file="models/${MODEL:-t5_1_1_mini}.gin" \
