@@ -199,13 +199,13 @@ def test_a_saved_prompt_says_how_long_what_starts_from_it_is(
     starts = [{"prompt_init": saved}, {"prompt_init": "random", "prompt_length": 2}]
     both = pt.tune(base, splits["train"], prompts=starts, **few)
     assert sorted(len(each.array) for each in both.prompts.values()) == [2, 3]
-    with pytest.raises(pt.UserError, match="set PROMPT_LENGTH=3"):
+    with pytest.raises(pt.UserError, match="set length=3"):
         pt.tune(base, splits["train"], init=saved, **few | {"length": 5})
 
 
 def test_a_method_without_a_prompt_needs_no_length(base, splits):
     small = {**SMALL, "steps": 1, "learning_rate": 0.01, "method": LoRA(rank=2)}
-    with pytest.raises(pt.UserError, match="lora has no prompt, so PROMPT_LENGTH=3"):
+    with pytest.raises(pt.UserError, match="lora has no prompt, so length=3"):
         pt.tune(base, splits["train"], **small)
     del small["length"]
     found = pt.tune(base, splits["train"], **small)
