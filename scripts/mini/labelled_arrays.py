@@ -20,16 +20,16 @@ def flatten(lists):
     return flat, offsets
 
 
-def write_labelled(processor, examples, path):
+def tokenise(processor, examples):
     """Tokenises rendered examples; those that are too long are left out.
 
     Args:
       processor: The SentencePieceProcessor.
       examples: A list of Example.
-      path: The .npz file to write.
 
     Returns:
-      A dict from task to counts: examples, too long, input and target tokens.
+      A dict of arrays, and one from task to counts: examples, too long, input and
+      target tokens.
     """
     inputs = processor.encode([item.inputs for item in examples], num_threads=2)
     targets = processor.encode([item.targets for item in examples], num_threads=2)
@@ -46,16 +46,22 @@ def write_labelled(processor, examples, path):
         kept.append((names.index(example.task), [*first, EOS], [*second, EOS]))
     flat_inputs, input_offsets = flatten([item[1] for item in kept])
     flat_targets, target_offsets = flatten([item[2] for item in kept])
-    np.savez(
-        path,
-        inputs=flat_inputs,
-        input_offsets=input_offsets,
-        targets=flat_targets,
-        target_offsets=target_offsets,
-        task=np.array([item[0] for item in kept], np.uint8),
-        task_names=np.array(names),
-    )
-    return {name: dict(count) for name, count in counts.items()}
+    arrays = {
+        "inputs": flat_inputs,
+        "input_offsets": input_offsets,
+        "targets": flat_targets,
+        "target_offsets": target_offsets,
+        "task": np.array([item[0] for item in kept], np.uint8),
+        "task_names": np.array(names),
+    }
+    return arrays, {name: dict(count) for name, count in counts.items()}
+
+
+def write_labelled(processor, examples, path):
+    """Writes what `tokenise` makes of examples to an .npz file; returns the counts."""
+    arrays, counts = tokenise(processor, examples)
+    np.savez(path, **arrays)
+    return counts
 
 
 def without_task(arrays, task):
@@ -101,12 +107,13 @@ def replace_task(processor, examples, path):
       path: The .npz file.
 
     Returns:
-      Counts of the added ones, as `write_labelled` gives them.
+      Counts of the added ones, as `tokenise` gives them.
     """
-    partial = path.with_suffix(".partial.npz")
-    ((task, counts),) = write_labelled(processor, examples, partial).items()
-    with np.load(path) as known, np.load(partial) as added:
+    added, counts = tokenise(processor, examples)
+    ((task, count),) = counts.items()
+    with np.load(path) as known:
         whole = joined(without_task(known, task), added)
+    partial = path.with_suffix(".partial.npz")
     np.savez(partial, **whole)
     partial.rename(path)
-    return counts
+    return count

@@ -19,13 +19,16 @@ import json
 import pathlib
 import sys
 
+import jax
 import numpy as np
 import sentencepiece
+from film_opinions import training_rows
 from labelled import render
 from labelled_arrays import replace_task
+from sentences import read_film_sentences
 from sklearn.linear_model import LogisticRegression
 from sources import Row
-from teacher import FILM_SENTENCES, FILM_VECTORS, known_vectors, read_packages, vectors
+from teacher import FILM_VECTORS, known_vectors, read_packages, vectors
 
 TASK = "film_sentences"
 # Strong: labels are wrong as often as a sentence is not of its review's opinion.
@@ -42,7 +45,7 @@ def classify(features, praised):
       praised: [N], whether the review praises.
     """
     model = LogisticRegression(C=INVERSE_REGULARISATION, max_iter=1000)
-    return model.fit(np.float32(features), praised)
+    return model.fit(features, praised)
 
 
 def sure_rows(texts, probabilities):
@@ -66,6 +69,27 @@ def sure_rows(texts, probabilities):
     return [row for group in groups for row in group[:count]]
 
 
+def add_rows(rows, arrays):
+    """Adds rows of `TASK` to the labelled examples of a folder, and to its sources.json."""
+    processor = sentencepiece.SentencePieceProcessor(
+        model_file=str(arrays / "spiece.model")
+    )
+    examples = render(rows)
+    counts = {}
+    for name, held_out in (("labelled", False), ("labelled_validation", True)):
+        part = [item for item in examples if item.held_out == held_out]
+        counts[name] = replace_task(processor, part, arrays / f"{name}.npz")
+    path = arrays / "sources.json"
+    sources = json.loads(path.read_text("utf-8"))
+    sources["labelled"][TASK] = sources["labelled"]["imdb"] | {
+        "package": "sentences of imdb, labelled by the teacher's vectors",
+        "rows": len(rows),
+        "dropped_rows": 0,
+        **counts["labelled"],
+    }
+    path.write_text(json.dumps(sources, indent=2) + "\n", "utf-8")
+
+
 def main(arguments=None):
     """Labels, adds and measures.
 
@@ -80,46 +104,23 @@ def main(arguments=None):
     parser.add_argument("--packages", type=pathlib.Path, required=True)
     parser.add_argument("--output", type=pathlib.Path, required=True)
     options = parser.parse_args(arguments)
-    features = known_vectors(options.arrays / FILM_VECTORS)
-    lines = (options.arrays / FILM_SENTENCES).read_text("utf-8").splitlines()
-    pairs = [json.loads(line) for line in lines[: len(features)]]
-    praised = np.array([pair["label"] == "positive" for pair in pairs])
+    features = np.float32(known_vectors(options.arrays / FILM_VECTORS))
+    pairs = read_film_sentences(options.arrays)[: len(features)]
+    praised = np.array([label == "positive" for _, label in pairs])
     model = classify(features, praised)
-    probabilities = model.predict_proba(np.float32(features))[:, 1]
-    rows = sure_rows([pair["text"] for pair in pairs], probabilities)
+    probabilities = model.predict_proba(features)[:, 1]
+    rows = sure_rows([text for text, _ in pairs], probabilities)
+    add_rows(rows, options.arrays)
 
-    processor = sentencepiece.SentencePieceProcessor(
-        model_file=str(options.arrays / "spiece.model")
-    )
-    examples = render(rows)
-    for name, held_out in (("labelled", False), ("labelled_validation", True)):
-        part = [item for item in examples if item.held_out == held_out]
-        path = options.arrays / f"{name}.npz"
-        counts = replace_task(processor, part, path)
-        print(f"{path.name}: {counts}", flush=True)
-        if not held_out:
-            sources = json.loads((options.arrays / "sources.json").read_text("utf-8"))
-            sources["labelled"][TASK] = sources["labelled"]["imdb"] | {
-                "package": "sentences of imdb, labelled by the teacher's vectors",
-                "rows": len(rows),
-                "dropped_rows": 0,
-                **counts,
-            }
-            text = json.dumps(sources, indent=2) + "\n"
-            (options.arrays / "sources.json").write_text(text, "utf-8")
-
-    path = options.arrays / "probe" / "rotten_tomatoes.jsonl"
-    known = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    known = [row for row in known if row["split"] == "train"]
+    texts, is_praise = training_rows(options.arrays / "probe")
     weights, tokenizer = read_packages(options.packages)
-    read = np.float32(vectors(weights, tokenizer, [row["text"] for row in known]))
-    right = model.predict(read) == [row["label"] == "positive" for row in known]
+    unseen = vectors(jax.device_put(weights), tokenizer, texts)
     found = {
         "sentences": len(pairs),
         "agree_with_review": float(np.mean((probabilities > 0.5) == praised)),
         "sure": len(rows),
-        "rotten_tomatoes_training_rows": len(known),
-        "right_about_them": float(np.mean(right)),
+        "rotten_tomatoes_training_rows": len(texts),
+        "right_about_them": float(model.score(np.float32(unseen), is_praise)),
     }
     text = json.dumps(found, indent=2) + "\n"
     options.output.write_text(text, "utf-8")

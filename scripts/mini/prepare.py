@@ -237,6 +237,12 @@ def write_text(processor, runs, path):
     return tokens
 
 
+def _without_leaks(items, texts, leaks):
+    """Returns the items whose texts have no hits."""
+    hits = {at for at, _ in leaks.find(texts)}
+    return [item for at, item in enumerate(items) if at not in hits]
+
+
 def _drop_leaks(rows, leaks):
     """Returns the rows without hits and a Counter of those dropped."""
     hits = {at for at, _ in leaks.find([row.text for row in rows])}
@@ -322,13 +328,12 @@ def main(arguments=None):
     examples = render(rows)
     sentences = choose_sentences(train, rows)
     # A paragraph that is kept may have a sentence that is a whole row elsewhere.
-    hits = {at for at, _ in leaks.find(sentences)}
-    kept = [text for at, text in enumerate(sentences) if at not in hits]
-    write_sentences(kept, options.output / "sentences.txt")
+    write_sentences(
+        _without_leaks(sentences, sentences, leaks), options.output / "sentences.txt"
+    )
     pairs = film_sentences(options.packages)
-    hits = {at for at, _ in leaks.find([text for text, _ in pairs])}
-    kept = [pair for at, pair in enumerate(pairs) if at not in hits]
-    write_film_sentences(kept, options.output / "film_sentences.jsonl")
+    texts = [text for text, _ in pairs]
+    write_film_sentences(_without_leaks(pairs, texts, leaks), options.output)
     parts = {
         held_out: [item for item in examples if item.held_out == held_out]
         for held_out in (False, True)

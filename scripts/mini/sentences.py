@@ -7,6 +7,7 @@ import random
 from labelled import PLAIN_STYLE_SHARE, SEED, is_held_out, plain_style, split_sentences
 from sources import read_movie_reviews
 
+FILM_FILE = "film_sentences.jsonl"
 SHORTEST, LONGEST = 4, 45
 COUNT = 400_000
 # Labelled sets hold questions, captions, headlines and messages, prose holds none.
@@ -70,10 +71,16 @@ def film_sentences(packages):
     return pairs
 
 
-def write_film_sentences(pairs, path):
+def write_film_sentences(pairs, folder):
     """Writes one sentence a line, as JSON with the label of its review."""
     lines = [json.dumps({"text": text, "label": label}) + "\n" for text, label in pairs]
-    path.write_text("".join(lines), encoding="utf-8")
+    (folder / FILM_FILE).write_text("".join(lines), encoding="utf-8")
+
+
+def read_film_sentences(folder):
+    """Reads what `write_film_sentences` wrote."""
+    rows = map(json.loads, (folder / FILM_FILE).read_text("utf-8").splitlines())
+    return [(row["text"], row["label"]) for row in rows]
 
 
 def write_sentences(sentences, path):

@@ -32,6 +32,8 @@ import numpy as np
 import safetensors.numpy
 import sentencepiece
 import tokenizers
+from labelled_arrays import flatten
+from sentences import read_film_sentences
 from sources import find_archive
 
 from prompt_tuning.network.layers import relative_position_bucket
@@ -45,9 +47,8 @@ LAYERS = 12
 BUCKETS, MAX_DISTANCE = 32, 128
 EPSILON = 1e-5
 PAD = 1
-EOS = 1
 ARCHIVE_PARTS = 5
-FILM_SENTENCES, FILM_VECTORS = "film_sentences.jsonl", "film_vectors"
+FILM_VECTORS = "film_vectors"
 
 
 def _dense(weights, name, x):
@@ -202,8 +203,7 @@ def assemble(groups, processor, path):
         for text in sentences[: len(values)]
     ]
     ids = processor.encode(texts, num_threads=2)
-    offsets = np.cumsum([0] + [len(item) for item in ids])
-    flat = np.fromiter((i for item in ids for i in item), np.uint16, offsets[-1])
+    flat, offsets = flatten(ids)
     np.savez(path, ids=flat, offsets=offsets, vectors=np.concatenate(found))
     return len(texts)
 
@@ -266,11 +266,11 @@ def main(arguments=None):
         folder, vocabulary = options.arrays / "probe", options.arrays / "spiece.model"
         found = probe(on_device, tokenizer, probing.load(folder, vocabulary))
         options.probed.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
-    read = lambda name: (options.arrays / name).read_text("utf-8").splitlines()
-    film = [json.loads(line)["text"] for line in read(FILM_SENTENCES)]
+    general = (options.arrays / "sentences.txt").read_text("utf-8").splitlines()
+    film = [text for text, _ in read_film_sentences(options.arrays)]
     groups = []
     for folder, sentences, count in (
-        (place / "vectors", read("sentences.txt"), options.parts),
+        (place / "vectors", general, options.parts),
         (place / FILM_VECTORS, film, options.film_parts),
     ):
         if count:
